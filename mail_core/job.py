@@ -1,0 +1,43 @@
+"""What every job shares: logging to stderr, exit codes, the final line. Results go to stdout, logs to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from typing import Callable
+
+from mail_core.errors import InputError
+
+DONE, FAILURE, BAD_INPUT = 0, 1, 2
+
+logger = logging.getLogger(__name__)
+
+
+def run_job(name: str, parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], str],
+            argv: list[str] | None = None) -> int:
+    """Parse `argv`, run `main` and turn its outcome into an exit code: 0 done, 2 bad arguments or input, 1 failure.
+
+    `main` returns the closing sentence: what was read, what was written, how many rows. The time taken is added here.
+    """
+    configure_logging()
+    args = parser.parse_args(argv)
+    start = time.monotonic()
+    try:
+        summary = main(args)
+    except InputError as error:
+        logger.error("%s: %s", name, error)
+        return BAD_INPUT
+    except Exception:
+        logger.exception("%s failed", name)
+        return FAILURE
+    logger.info("%s done in %.1f s: %s", name, time.monotonic() - start, summary)
+    return DONE
+
+
+def configure_logging() -> None:
+    """Plain timestamped lines on stderr; the engines' own chatter from WARNING up."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("py4j", "petastorm", "alembic", "mlflow", "urllib3", "fsspec", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,177 @@
+"""What a dataset is: frozen dataclasses that `mail_core.schema.reader` fills from `schemas/<dataset>.yaml`.
+
+Standard library only, so that the models can be laid out from a schema with torch alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, time
+from typing import Mapping
+
+# Columns that every table of the lake may carry beside the dataset's own; a feature may not take their names.
+DAY, TIME, USER, ITEM, LABEL = "day", "time", "user", "item", "label"
+SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL)
+BEHAVIOR_PREFIX = "behavior_"
+
+PADDING, UNKNOWN, MISSING, FIRST_CODE = 0, 1, 2, 3
+"""Codes of every vocabulary: padding, a value not in it, NULL, and the first real value (the most frequent)."""
+
+COLUMN_TYPES = ("string", "int", "long", "double", "epoch_seconds")
+FEATURE_KINDS = ("categorical", "multi", "dense")
+DERIVATIONS = ("hour", "day_of_week", "day_part")
+TRANSFORMS = ("identity", "log1p")
+RETAINED_TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations",
+                   "ctr_scores")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a raw file."""
+
+    name: str
+    """Name in the lake."""
+    header: str
+    """Name in the file's header line, to the letter."""
+    type: str
+    """One of COLUMN_TYPES; `epoch_seconds` becomes a timestamp."""
+    nulls: tuple[str, ...] = ()
+    """Cell texts that mean NULL; empty: NULL is not allowed in this column."""
+    values: tuple[str | int, ...] = ()
+    """The allowed values; empty: any."""
+    minimum: float | None = None
+    maximum: float | None = None
+    separator: str | None = None
+    """Set for a multi-valued column: the text between two values of a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """A delimited text file with a header line: `<file>`, `<file>.gz`, or a folder `<file>` of parts of either kind."""
+
+    file: str
+    columns: tuple[Column, ...]
+    """In the file's order."""
+    delimiter: str = ","
+
+    def column(self, name: str) -> Column:
+        """The column called `name`; KeyError where there is none (the reader has checked every reference)."""
+        return {c.name: c for c in self.columns}[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionLog(RawFile):
+    """One row an impression; the named columns play the roles."""
+
+    user: str
+    time: str
+    item: str
+    label: str
+    negative_label: str | None = None
+    """Where set, label + negative label must be 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviorLog(RawFile):
+    """One row a behaviour of a user."""
+
+    user: str
+    time: str
+    action: str
+    item_fields: Mapping[str, str]
+    """Behaviour column -> item feature whose vocabulary and embedding it shares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(RawFile):
+    """Users or items, one row a key."""
+
+    key: str
+    static: bool
+    """True: the newest snapshot holds for every day. False: the newest one at or before the impression's day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One model input. Names are unique over all groups and are the columns of the `features` table."""
+
+    name: str
+    group: str
+    """user, context or item."""
+    kind: str
+    """categorical: one value; multi: a list of values; dense: a number."""
+    column: str
+    """Source column: of users (group user), items (item) or impressions (context; unused where derived)."""
+    derive: str | None = None
+    """Context only: hour, day_of_week (1 Monday .. 7) or day_part (weekday/weekend x quarter of the day), local time."""
+    min_count: int = 1
+    """Values rarer than this in the training days are encoded as unknown."""
+    hash_buckets: int = 0
+    """Above 0: no vocabulary, codes by a stable hash into so many buckets."""
+    max_values: int = 1
+    """Multi-valued only: values kept of a cell, the first ones."""
+    transform: str = "identity"
+    """Dense only, before standardisation with statistics of the training days."""
+    id_dropout: float = 0.0
+    """Share of training values replaced by `unknown`, so that the unknown row is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Context of a scored candidate that brings none of its own."""
+
+    time: time
+    """Local time on the scored day; derived context follows from it."""
+    context: Mapping[str, str | int | float]
+    """Context feature (not derived) -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """A dataset. Everything that names a column is derived from here."""
+
+    name: str
+    timezone: str
+    sequence_length: int
+    """L: behaviours kept for an impression, newest first."""
+    behavior_days: int
+    """Look-back: behaviours count from this many local days before the impression's day."""
+    first_day: date
+    last_day: date | None
+    """Times outside [first_day, last_day] are impossible (no last day: the delivery's own day, or today)."""
+    impressions: ImpressionLog
+    behaviors: BehaviorLog
+    users: Snapshot
+    items: Snapshot
+    features: tuple[Feature, ...]
+    """User, context, item, each in the YAML's order."""
+    serving: Serving
+    retention_days: Mapping[str, int]
+
+    def group(self, group: str) -> tuple[Feature, ...]:
+        """Features of one group (`user`, `context`, `item`) in order."""
+        return tuple(f for f in self.features if f.group == group)
+
+    def feature(self, name: str) -> Feature:
+        """The feature called `name`; KeyError where there is none."""
+        return {f.name: f for f in self.features}[name]
+
+    @property
+    def user_id_feature(self) -> str | None:
+        """Name of the user attribute that is the user's own ID, where the schema lists it."""
+        return next((f.name for f in self.group("user") if f.column == self.users.key), None)
+
+    @property
+    def action_column(self) -> str:
+        """Name of the list column of actions in `features`, also the name of their vocabulary."""
+        return BEHAVIOR_PREFIX + self.behaviors.action
+
+    @property
+    def behavior_item_columns(self) -> dict[str, str]:
+        """List column in `features` -> vocabulary (item feature) for the item part of a behaviour."""
+        return {BEHAVIOR_PREFIX + column: feature for column, feature in self.behaviors.item_fields.items()}
+
+    @property
+    def behavior_vocabularies(self) -> dict[str, str]:
+        """Every list column in `features` -> its vocabulary: the action's, then the item fields'."""
+        return {self.action_column: self.action_column, **self.behavior_item_columns}

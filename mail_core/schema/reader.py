@@ -1,0 +1,249 @@
+"""schemas/<dataset>.yaml -> Schema. Every departure is an InputError that names the file, the key and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from datetime import date, time
+from pathlib import Path
+from typing import Any, Mapping
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+
+from mail_core.errors import InputError
+from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DERIVATIONS, FEATURE_KINDS, RETAINED_TABLES,
+                                         SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Column, Feature, ImpressionLog, Schema,
+                                         Serving, Snapshot)
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
+
+
+def load_schema(name_or_path: str) -> Schema:
+    """Read a schema by path, or by name from the `schemas` folder (of the working directory, then of the checkout).
+
+    Raises:
+        InputError: no such file, not YAML, an unknown or missing key, or a value that does not fit.
+    """
+    candidates = [Path(name_or_path), Path("schemas") / f"{name_or_path}.yaml", SCHEMAS / f"{name_or_path}.yaml"]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        raise InputError(f"schema {name_or_path!r}: none of {', '.join(map(str, candidates))} is a file")
+    return parse_schema(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_schema(text: str, source: str) -> Schema:
+    """Parse YAML text; `source` names the file in errors. Raises InputError as `load_schema` does."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not YAML: {error}") from error
+    return _SchemaReader(source).schema(document)
+
+
+class _SchemaReader:
+    """Walks the document; `key` is the dotted path that errors name."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def fail(self, key: str, problem: str) -> InputError:
+        return InputError(f"{self.source}: {key}: {problem}")
+
+    def mapping(self, value: Any, key: str) -> Mapping[str, Any]:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise self.fail(key, f"expected a mapping with text keys, found {value!r}")
+        return value
+
+    def keys(self, value: Any, key: str, cls: type, left_out: tuple[str, ...] = (), renamed: tuple[str, ...] = ()) -> Any:
+        """`value` as a mapping whose keys are the fields of `cls`, less `left_out`, with all required ones there."""
+        node = self.mapping(value, key)
+        allowed = {f.name: f.default is MISSING for f in fields(cls) if f.name not in left_out}
+        allowed.update({name: True for name in renamed})
+        for name in node:
+            if name not in allowed:
+                raise self.fail(f"{key}.{name}", f"unknown key; allowed: {', '.join(allowed)}")
+        for name, required in allowed.items():
+            if required and name not in node:
+                raise self.fail(f"{key}.{name}", "required key is missing")
+        return node
+
+    def typed(self, node: Mapping[str, Any], name: str, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        value = node.get(name, default)
+        ok = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        if not ok and not (name not in node):
+            names = kind.__name__ if isinstance(kind, type) else "/".join(k.__name__ for k in kind)
+            raise self.fail(f"{key}.{name}", f"expected {names}, found {value!r} ({type(value).__name__})")
+        return value
+
+    def choice(self, value: Any, key: str, allowed: tuple[str, ...]) -> str:
+        if value not in allowed:
+            raise self.fail(key, f"{value!r} is not one of {', '.join(allowed)}")
+        return value
+
+    def name(self, value: Any, key: str) -> str:
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise self.fail(key, f"{value!r} is not a name of lower-case letters, digits and underscores")
+        return value
+
+    def whole(self, node: Mapping[str, Any], name: str, key: str, least: int, default: int) -> int:
+        value = self.typed(node, name, key, int, default)
+        if value < least:
+            raise self.fail(f"{key}.{name}", f"{value} is below {least}")
+        return value
+
+    def schema(self, document: Any) -> Schema:
+        node = self.keys(document, "schema", Schema)
+        timezone = self.typed(node, "timezone", "schema", str)
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise self.fail("schema.timezone", f"{timezone!r} is not an IANA time zone") from error
+        logs = {role: self.raw_file(node, role, cls) for role, cls in (
+            ("impressions", ImpressionLog), ("behaviors", BehaviorLog), ("users", Snapshot), ("items", Snapshot))}
+        self.roles(logs)
+        features = self.features(node["features"], logs)
+        self.behavior_fields(logs["behaviors"], features, logs["items"])
+        first, last = (self.typed(node, name, "schema", date) for name in ("first_day", "last_day"))
+        if last is not None and last < first:
+            raise self.fail("schema.last_day", f"{last} is before first_day {first}")
+        return Schema(name=self.name(node["name"], "schema.name"), timezone=timezone,
+                      sequence_length=self.whole(node, "sequence_length", "schema", 1, 100),
+                      behavior_days=self.whole(node, "behavior_days", "schema", 1, 1),
+                      first_day=first, last_day=last, features=features,
+                      serving=self.serving(node["serving"], features, logs["impressions"]),
+                      retention_days=self.retention(node["retention_days"]), **logs)
+
+    def raw_file(self, document: Mapping[str, Any], role: str, cls: type) -> Any:
+        node = self.keys(document[role], role, cls)
+        columns = tuple(self.column(value, name, f"{role}.columns.{name}")
+                        for name, value in self.mapping(node["columns"], f"{role}.columns").items())
+        plain = {n: self.typed(node, n, role, bool if n == "static" else str) for n in node if n not in ("columns", "item_fields")}
+        if len(plain.get("delimiter", ",")) != 1:
+            raise self.fail(f"{role}.delimiter", f"{plain['delimiter']!r} is not one character")
+        if "/" in plain["file"] or plain["file"] in ("", ".", ".."):
+            raise self.fail(f"{role}.file", f"{plain['file']!r} is not a file name inside the source folder")
+        extra = {"item_fields": self.mapping(node["item_fields"], f"{role}.item_fields")} if "item_fields" in node else {}
+        return cls(columns=columns, **plain, **extra)
+
+    def column(self, value: Any, name: str, key: str) -> Column:
+        self.name(name, key)
+        node = self.keys(value, key, Column, left_out=("name",), renamed=()) if "header" in self.mapping(value, key) \
+            else self.keys({"header": name, **value}, key, Column, left_out=("name",))
+        kind = self.choice(node["type"], f"{key}.type", COLUMN_TYPES)
+        values, nulls = (tuple(self.typed(node, n, key, list, [])) for n in ("values", "nulls"))
+        if not all(isinstance(text, str) for text in nulls):
+            raise self.fail(f"{key}.nulls", f"expected quoted texts, found {list(nulls)!r}")
+        for allowed in values:
+            if kind not in _PYTHON_TYPES or not isinstance(allowed, _PYTHON_TYPES[kind]) or isinstance(allowed, bool):
+                raise self.fail(f"{key}.values", f"{allowed!r} is not a {kind} (quote text such as \"1_2\")")
+        bounds = {n: self.typed(node, n, key, (int, float)) for n in ("minimum", "maximum")}
+        if kind == "string" and any(b is not None for b in bounds.values()):
+            raise self.fail(key, "minimum and maximum are for numbers, the type is string")
+        return Column(name=name, header=self.typed(node, "header", key, str), type=kind, nulls=nulls, values=values,
+                      separator=self.typed(node, "separator", key, str), **bounds)
+
+    def roles(self, logs: Mapping[str, Any]) -> None:
+        """Each role names a column of its file, of a type that fits."""
+        for role, names in (("impressions", ("user", "time", "item", "label", "negative_label")),
+                            ("behaviors", ("user", "time", "action")), ("users", ("key",)), ("items", ("key",))):
+            types = {c.name: c.type for c in logs[role].columns}
+            for name in names:
+                column = getattr(logs[role], name)
+                if column is None:
+                    continue
+                if column not in types:
+                    raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
+                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",)}.get(name, ("string", "int", "long"))
+                if types[column] not in fit:
+                    raise self.fail(f"{role}.{name}", f"column {column!r} is {types[column]}, expected {' or '.join(fit)}")
+        for left, right in ((("impressions", "user"), ("users", "key")), (("impressions", "item"), ("items", "key")),
+                            (("impressions", "user"), ("behaviors", "user"))):
+            a, b = (logs[role].column(getattr(logs[role], name)).type for role, name in (left, right))
+            if a != b:
+                raise self.fail(".".join(left), f"type {a} differs from {'.'.join(right)}, {b}")
+
+    def features(self, value: Any, logs: Mapping[str, Any]) -> tuple[Feature, ...]:
+        groups = self.mapping(value, "features")
+        if set(groups) != {"user", "context", "item"}:
+            raise self.fail("features", f"groups must be user, context and item, found {', '.join(groups)}")
+        found = [self.feature(spec, name, group, logs) for group in ("user", "context", "item")
+                 for name, spec in self.mapping(groups[group], f"features.{group}").items()]
+        for feature in found:
+            key = f"features.{feature.group}.{feature.name}"
+            if feature.name in SYSTEM_COLUMNS or feature.name.startswith(BEHAVIOR_PREFIX):
+                raise self.fail(key, f"the name is taken by the pipeline ({', '.join(SYSTEM_COLUMNS)}, {BEHAVIOR_PREFIX}*)")
+            if [f.name for f in found].count(feature.name) > 1:
+                raise self.fail(key, "the name stands in two groups")
+        return tuple(found)
+
+    def feature(self, value: Any, name: str, group: str, logs: Mapping[str, Any]) -> Feature:
+        key = f"features.{group}.{name}"
+        self.name(name, key)
+        node = self.keys({"column": name, **self.mapping(value, key)}, key, Feature, left_out=("name", "group"))
+        kind = self.choice(node["kind"], f"{key}.kind", FEATURE_KINDS)
+        derive = node.get("derive")
+        if derive is not None:
+            self.choice(derive, f"{key}.derive", DERIVATIONS)
+            if group != "context" or kind != "categorical":
+                raise self.fail(f"{key}.derive", "only a categorical context feature is derived from the time")
+        else:
+            self.source_column(node["column"], key, kind, logs[{"user": "users", "item": "items", "context": "impressions"}[group]])
+        dropout = self.typed(node, "id_dropout", key, (int, float), 0.0)
+        if not 0 <= dropout < 1 or (dropout and kind != "categorical"):
+            raise self.fail(f"{key}.id_dropout", f"{dropout} (expected 0 <= x < 1, on a categorical feature)")
+        return Feature(name=name, group=group, kind=kind, column=node["column"], derive=derive, id_dropout=float(dropout),
+                       min_count=self.whole(node, "min_count", key, 1, 1),
+                       hash_buckets=self.whole(node, "hash_buckets", key, 0, 0),
+                       max_values=self.whole(node, "max_values", key, 1, 1),
+                       transform=self.choice(node.get("transform", "identity"), f"{key}.transform", TRANSFORMS))
+
+    def source_column(self, column: str, key: str, kind: str, raw: Any) -> None:
+        columns = {c.name: c for c in raw.columns}
+        if column not in columns:
+            raise self.fail(f"{key}.column", f"{raw.file} has no column {column!r}; columns: {', '.join(columns)}")
+        source = columns[column]
+        if (kind == "multi") != (source.separator is not None):
+            raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r}: a multi-valued column has a separator")
+        if (kind == "dense" and source.type not in ("int", "long", "double")) or \
+                (kind != "dense" and source.type in ("double", "epoch_seconds")):
+            raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r} of type {source.type}")
+
+    def behavior_fields(self, behaviors: BehaviorLog, features: tuple[Feature, ...], items: Snapshot) -> None:
+        names = {f.name: f for f in features if f.group == "item" and f.kind == "categorical"}
+        types = {c.name: c.type for c in behaviors.columns}
+        if not behaviors.item_fields:
+            raise self.fail("behaviors.item_fields", "at least one item field is needed")
+        for column, feature in behaviors.item_fields.items():
+            key = f"behaviors.item_fields.{column}"
+            if column not in types:
+                raise self.fail(key, f"no such column; columns: {', '.join(types)}")
+            if feature not in names:
+                raise self.fail(key, f"{feature!r} is not a categorical item feature; those are: {', '.join(names)}")
+            if types[column] != items.column(names[feature].column).type:
+                raise self.fail(key, f"type {types[column]} differs from that of item feature {feature!r}")
+
+    def serving(self, value: Any, features: tuple[Feature, ...], impressions: ImpressionLog) -> Serving:
+        node = self.mapping(value, "serving")
+        try:
+            clock = time.fromisoformat(self.typed({"time": "", **node}, "time", "serving", str))
+        except ValueError as error:
+            raise self.fail("serving.time", "expected a quoted local time such as \"20:00\"") from error
+        context = {k: v for k, v in node.items() if k != "time"}
+        wanted = {f.name: f for f in features if f.group == "context" and f.derive is None}
+        if set(context) != set(wanted):
+            raise self.fail("serving", f"expected time and each context feature that is not derived ({', '.join(wanted)}), "
+                                       f"found {', '.join(node)}")
+        for name, entry in context.items():
+            kind = impressions.column(wanted[name].column).type
+            if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):
+                raise self.fail(f"serving.{name}", f"{entry!r} is not a {kind}")
+        return Serving(time=clock, context=context)
+
+    def retention(self, value: Any) -> Mapping[str, int]:
+        node = self.mapping(value, "retention_days")
+        for table in node:
+            self.choice(table, f"retention_days.{table}", RETAINED_TABLES)
+        return {table: self.whole(node, table, "retention_days", 1, 1) for table in node}
