@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: bad input, bad arguments, an absent table. Jobs end with exit code 2 on it."""
+"""The one exception for what a user can mend: bad input or arguments, an absent table. Jobs then exit with 2."""
 
 
 class InputError(ValueError):

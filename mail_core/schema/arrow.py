@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from mail_core.schema.definition import DAY, ITEM, LABEL, TIME, USER, BEHAVIOR_PREFIX, Column, Feature, RawFile, Schema
+from mail_core.schema.definition import BEHAVIOR_PREFIX, DAY, ITEM, LABEL, TIME, USER, Column, Feature, RawFile, Schema
 
 _TYPES = {"string": pa.string(), "int": pa.int32(), "long": pa.int64(), "double": pa.float64(),
           "epoch_seconds": pa.timestamp("us", tz="UTC")}

@@ -5,8 +5,9 @@ Standard library only, so that the models can be laid out from a schema with tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import date, time
+import datetime
+import hashlib
+from dataclasses import dataclass, field, replace
 from typing import Mapping
 
 # Columns that every table of the lake may carry beside the dataset's own; a feature may not take their names.
@@ -103,7 +104,7 @@ class Feature:
     column: str
     """Source column: of users (group user), items (item) or impressions (context; unused where derived)."""
     derive: str | None = None
-    """Context only: hour, day_of_week (1 Monday .. 7) or day_part (weekday/weekend x quarter of the day), local time."""
+    """Context only, local time: hour, day_of_week (1 Monday .. 7), day_part (weekday/weekend x quarter of the day)."""
     min_count: int = 1
     """Values rarer than this in the training days are encoded as unknown."""
     hash_buckets: int = 0
@@ -120,7 +121,7 @@ class Feature:
 class Serving:
     """Context of a scored candidate that brings none of its own."""
 
-    time: time
+    time: datetime.time
     """Local time on the scored day; derived context follows from it."""
     context: Mapping[str, str | int | float]
     """Context feature (not derived) -> value."""
@@ -136,8 +137,8 @@ class Schema:
     """L: behaviours kept for an impression, newest first."""
     behavior_days: int
     """Look-back: behaviours count from this many local days before the impression's day."""
-    first_day: date
-    last_day: date | None
+    first_day: datetime.date
+    last_day: datetime.date | None
     """Times outside [first_day, last_day] are impossible (no last day: the delivery's own day, or today)."""
     impressions: ImpressionLog
     behaviors: BehaviorLog
@@ -147,6 +148,13 @@ class Schema:
     """User, context, item, each in the YAML's order."""
     serving: Serving
     retention_days: Mapping[str, int]
+    text: str = field(default="", repr=False, compare=False)
+    """The YAML it was read from, kept so that a model version can carry its schema."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content (comments and layout of the YAML do not count)."""
+        return hashlib.sha256(repr(replace(self, text="")).encode()).hexdigest()
 
     def group(self, group: str) -> tuple[Feature, ...]:
         """Features of one group (`user`, `context`, `item`) in order."""

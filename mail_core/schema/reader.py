@@ -1,9 +1,9 @@
-"""schemas/<dataset>.yaml -> Schema. Every departure is an InputError that names the file, the key and what is allowed."""
+"""schemas/<dataset>.yaml -> Schema. Every departure is an InputError naming the file, the key and what is allowed."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from datetime import date, time
 from pathlib import Path
 from typing import Any, Mapping
@@ -12,13 +12,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 
 from mail_core.errors import InputError
-from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DERIVATIONS, FEATURE_KINDS, RETAINED_TABLES,
-                                         SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Column, Feature, ImpressionLog, Schema,
-                                         Serving, Snapshot)
+from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DERIVATIONS, FEATURE_KINDS,
+                                         RETAINED_TABLES, SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Column, Feature,
+                                         ImpressionLog, RawFile, Schema, Serving, Snapshot)
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
+_SOURCES = {"user": "users", "item": "items", "context": "impressions"}
+"""Feature group -> the raw file that its columns come from."""
 
 
 def load_schema(name_or_path: str) -> Schema:
@@ -40,7 +42,7 @@ def parse_schema(text: str, source: str) -> Schema:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {error}") from error
-    return _SchemaReader(source).schema(document)
+    return replace(_SchemaReader(source).schema(document), text=text)
 
 
 class _SchemaReader:
@@ -57,11 +59,10 @@ class _SchemaReader:
             raise self.fail(key, f"expected a mapping with text keys, found {value!r}")
         return value
 
-    def keys(self, value: Any, key: str, cls: type, left_out: tuple[str, ...] = (), renamed: tuple[str, ...] = ()) -> Any:
+    def keys(self, value: Any, key: str, cls: type, left_out: tuple[str, ...] = ()) -> Mapping[str, Any]:
         """`value` as a mapping whose keys are the fields of `cls`, less `left_out`, with all required ones there."""
         node = self.mapping(value, key)
         allowed = {f.name: f.default is MISSING for f in fields(cls) if f.name not in left_out}
-        allowed.update({name: True for name in renamed})
         for name in node:
             if name not in allowed:
                 raise self.fail(f"{key}.{name}", f"unknown key; allowed: {', '.join(allowed)}")
@@ -70,10 +71,11 @@ class _SchemaReader:
                 raise self.fail(f"{key}.{name}", "required key is missing")
         return node
 
-    def typed(self, node: Mapping[str, Any], name: str, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    def typed(self, node: Mapping[str, Any], name: str, key: str, kind: type | tuple[type, ...],
+              default: Any = None) -> Any:
         value = node.get(name, default)
         ok = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-        if not ok and not (name not in node):
+        if name in node and not ok:
             names = kind.__name__ if isinstance(kind, type) else "/".join(k.__name__ for k in kind)
             raise self.fail(f"{key}.{name}", f"expected {names}, found {value!r} ({type(value).__name__})")
         return value
@@ -95,7 +97,7 @@ class _SchemaReader:
         return value
 
     def schema(self, document: Any) -> Schema:
-        node = self.keys(document, "schema", Schema)
+        node = self.keys(document, "schema", Schema, left_out=("text",))
         timezone = self.typed(node, "timezone", "schema", str)
         try:
             ZoneInfo(timezone)
@@ -120,18 +122,21 @@ class _SchemaReader:
         node = self.keys(document[role], role, cls)
         columns = tuple(self.column(value, name, f"{role}.columns.{name}")
                         for name, value in self.mapping(node["columns"], f"{role}.columns").items())
-        plain = {n: self.typed(node, n, role, bool if n == "static" else str) for n in node if n not in ("columns", "item_fields")}
+        plain = {name: self.typed(node, name, role, bool if name == "static" else str)
+                 for name in node if name not in ("columns", "item_fields")}
         if len(plain.get("delimiter", ",")) != 1:
             raise self.fail(f"{role}.delimiter", f"{plain['delimiter']!r} is not one character")
         if "/" in plain["file"] or plain["file"] in ("", ".", ".."):
             raise self.fail(f"{role}.file", f"{plain['file']!r} is not a file name inside the source folder")
-        extra = {"item_fields": self.mapping(node["item_fields"], f"{role}.item_fields")} if "item_fields" in node else {}
-        return cls(columns=columns, **plain, **extra)
+        if "item_fields" in node:
+            plain["item_fields"] = self.mapping(node["item_fields"], f"{role}.item_fields")
+        return cls(columns=columns, **plain)
 
     def column(self, value: Any, name: str, key: str) -> Column:
         self.name(name, key)
-        node = self.keys(value, key, Column, left_out=("name",), renamed=()) if "header" in self.mapping(value, key) \
-            else self.keys({"header": name, **value}, key, Column, left_out=("name",))
+        node = self.keys({"header": name, **self.mapping(value, key)}, key, Column, left_out=("name",))
+        if name == DAY:
+            raise self.fail(key, f"the name {DAY!r} is taken by the pipeline; give the column another and its header")
         kind = self.choice(node["type"], f"{key}.type", COLUMN_TYPES)
         values, nulls = (tuple(self.typed(node, n, key, list, [])) for n in ("values", "nulls"))
         if not all(isinstance(text, str) for text in nulls):
@@ -156,9 +161,11 @@ class _SchemaReader:
                     continue
                 if column not in types:
                     raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
-                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",)}.get(name, ("string", "int", "long"))
+                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",)}.get(
+                    name, ("string", "int", "long"))
                 if types[column] not in fit:
-                    raise self.fail(f"{role}.{name}", f"column {column!r} is {types[column]}, expected {' or '.join(fit)}")
+                    raise self.fail(f"{role}.{name}",
+                                    f"column {column!r} is {types[column]}, expected {' or '.join(fit)}")
         for left, right in ((("impressions", "user"), ("users", "key")), (("impressions", "item"), ("items", "key")),
                             (("impressions", "user"), ("behaviors", "user"))):
             a, b = (logs[role].column(getattr(logs[role], name)).type for role, name in (left, right))
@@ -174,7 +181,7 @@ class _SchemaReader:
         for feature in found:
             key = f"features.{feature.group}.{feature.name}"
             if feature.name in SYSTEM_COLUMNS or feature.name.startswith(BEHAVIOR_PREFIX):
-                raise self.fail(key, f"the name is taken by the pipeline ({', '.join(SYSTEM_COLUMNS)}, {BEHAVIOR_PREFIX}*)")
+                raise self.fail(key, f"the pipeline takes the names {', '.join(SYSTEM_COLUMNS)} and {BEHAVIOR_PREFIX}*")
             if [f.name for f in found].count(feature.name) > 1:
                 raise self.fail(key, "the name stands in two groups")
         return tuple(found)
@@ -190,23 +197,24 @@ class _SchemaReader:
             if group != "context" or kind != "categorical":
                 raise self.fail(f"{key}.derive", "only a categorical context feature is derived from the time")
         else:
-            self.source_column(node["column"], key, kind, logs[{"user": "users", "item": "items", "context": "impressions"}[group]])
+            self.source_column(node["column"], key, kind, logs[_SOURCES[group]])
         dropout = self.typed(node, "id_dropout", key, (int, float), 0.0)
         if not 0 <= dropout < 1 or (dropout and kind != "categorical"):
             raise self.fail(f"{key}.id_dropout", f"{dropout} (expected 0 <= x < 1, on a categorical feature)")
-        return Feature(name=name, group=group, kind=kind, column=node["column"], derive=derive, id_dropout=float(dropout),
-                       min_count=self.whole(node, "min_count", key, 1, 1),
+        return Feature(name=name, group=group, kind=kind, column=node["column"], derive=derive,
+                       id_dropout=float(dropout), min_count=self.whole(node, "min_count", key, 1, 1),
                        hash_buckets=self.whole(node, "hash_buckets", key, 0, 0),
                        max_values=self.whole(node, "max_values", key, 1, 1),
                        transform=self.choice(node.get("transform", "identity"), f"{key}.transform", TRANSFORMS))
 
-    def source_column(self, column: str, key: str, kind: str, raw: Any) -> None:
+    def source_column(self, column: str, key: str, kind: str, raw: RawFile) -> None:
         columns = {c.name: c for c in raw.columns}
         if column not in columns:
             raise self.fail(f"{key}.column", f"{raw.file} has no column {column!r}; columns: {', '.join(columns)}")
         source = columns[column]
         if (kind == "multi") != (source.separator is not None):
-            raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r}: a multi-valued column has a separator")
+            raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r}: "
+                                           "multi goes with a separator, the others without")
         if (kind == "dense" and source.type not in ("int", "long", "double")) or \
                 (kind != "dense" and source.type in ("double", "epoch_seconds")):
             raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r} of type {source.type}")
@@ -234,8 +242,8 @@ class _SchemaReader:
         context = {k: v for k, v in node.items() if k != "time"}
         wanted = {f.name: f for f in features if f.group == "context" and f.derive is None}
         if set(context) != set(wanted):
-            raise self.fail("serving", f"expected time and each context feature that is not derived ({', '.join(wanted)}), "
-                                       f"found {', '.join(node)}")
+            raise self.fail("serving", "expected time and each context feature that is not derived "
+                                       f"({', '.join(wanted)}), found {', '.join(node)}")
         for name, entry in context.items():
             kind = impressions.column(wanted[name].column).type
             if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):

@@ -1,0 +1,46 @@
+# The two commands are `make quickstart` and `make test`; `make help` lists all.
+PYTHON_BIN := .venv/bin/python
+QUICKSTART := runs/quickstart
+MOVIELENS := runs/movielens
+RECBOLE := recbole-1.2.1-py3-none-any.whl
+RECBOLE_SHA256 := 9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup quickstart movielens test test-unit lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## Java, .venv and all packages (every other target does this first)
+	@.ci/setup
+
+quickstart: setup ## simulated logs -> tables -> MAIL and BaseDNN -> cohort table, registered version, CTR table (runs/quickstart)
+	rm -rf $(QUICKSTART)
+	$(PYTHON_BIN) jobs/simulate_logs.py --out $(QUICKSTART)/logs
+	$(PYTHON_BIN) jobs/run_pipeline.py --schema alimama --source $(QUICKSTART)/logs --lake $(QUICKSTART)/lake \
+		--end-date 2017-05-13 --new-users masked:0.4:1 --preset tiny --ranks 2 --world $(QUICKSTART)/logs/world
+
+movielens: setup ## the same pipeline on MovieLens-100K, downloaded and checked (runs/movielens)
+	mkdir -p $(MOVIELENS)
+	$(PYTHON_BIN) -m pip download --quiet --no-deps --dest $(MOVIELENS) recbole==1.2.1
+	echo "$(RECBOLE_SHA256)  $(MOVIELENS)/$(RECBOLE)" | sha256sum --check --quiet
+	$(PYTHON_BIN) -m zipfile --extract $(MOVIELENS)/$(RECBOLE) $(MOVIELENS)/wheel
+	$(PYTHON_BIN) jobs/import_movielens.py --ml100k $(MOVIELENS)/wheel/recbole/dataset_example/ml-100k --out $(MOVIELENS)/logs
+	rm -rf $(MOVIELENS)/lake $(MOVIELENS)/mlflow
+	$(PYTHON_BIN) jobs/run_pipeline.py --schema movielens --source $(MOVIELENS)/logs --lake $(MOVIELENS)/lake \
+		--end-date 2000-01-08 --new-users masked:0.4:1 --preset tiny --ranks 2
+
+lint: setup ## flake8, isort, mypy
+	$(PYTHON_BIN) -m flake8 mail_core jobs tests
+	$(PYTHON_BIN) -m isort --check-only --diff mail_core jobs tests
+	$(PYTHON_BIN) -m mypy
+
+test-unit: setup ## the tests that need no engine
+	$(PYTHON_BIN) -m pytest tests/unit
+
+test: lint ## everything that CI runs: lint, unit and integration tests
+	$(PYTHON_BIN) -m pytest tests/unit tests/integration --durations=15
+
+clean: ## remove what the runs made
+	rm -rf runs build *.egg-info

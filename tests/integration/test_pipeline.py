@@ -1,0 +1,103 @@
+"""Every arrow of the pipeline on simulated logs, and every job a second time: the same tables, the same metrics."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import mlflow
+import pytest
+from pyspark.sql import functions as F
+
+from mail_core.lake.tables import Lake
+from mail_core.pipeline import PipelineConfig, Step, pipeline_steps, run_steps
+
+END = date(2017, 5, 13)
+WRITTEN_WHEN = ("scored_at", "evaluated_at")
+TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations", "ctr_scores")
+
+
+def run(step: Step) -> str:
+    return run_steps([step])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> PipelineConfig:
+    folder = tmp_path_factory.mktemp("pipeline")
+    run(Step(title="simulate", job="simulate_logs", arguments=(
+        "--out", str(folder / "logs"), "--users", "800", "--items", "200", "--seed", "3")))
+    return PipelineConfig(schema="alimama", source=folder / "logs", lake=folder / "lake", end_date=END,
+                          new_users="masked:0.4:1", epochs=1, world=folder / "logs" / "world")
+
+
+@pytest.fixture(scope="module")
+def printed(config) -> str:
+    return run_steps(pipeline_steps(config))
+
+
+def checksums(spark, schema, config) -> dict[str, tuple[int, int]]:
+    """Rows and an order-free hash of each table, without the columns that say when a row was written."""
+    lake = Lake(spark, str(config.lake), schema)
+    found = {}
+    for table in TABLES:
+        df = lake.read(table)
+        kept = [F.col(c).cast("string") if t.startswith("array") else F.col(c)
+                for c, t in df.dtypes if c not in WRITTEN_WHEN]
+        row = df.agg(F.count("*"), F.sum(F.xxhash64(*kept).cast("decimal(38,0)"))).first()
+        found[table] = (row[0], row[1])
+    return found
+
+
+def export_rows(config) -> list[tuple[str, int]]:
+    [manifest] = Path(config.lake).glob("exports/*/manifest.json")
+    splits = json.loads(manifest.read_text())["splits"]
+    return [(split, entry["rows"]) for split in sorted(splits) for entry in splits[split]]
+
+
+def test_a_pass_ends_with_cohorts_of_both_models_and_the_first_scores(printed):
+    for cohort in ("old", "new_masked", "new_natural", "all"):
+        assert f"\n{cohort} " in printed
+    assert "alimama-mail-base_dnn" in printed and "alimama-base_dnn" in printed
+    assert "ctr_scores" in printed
+
+
+def test_scores_cover_each_candidate_pair_once(printed, config, spark, alimama):
+    lake = Lake(spark, str(config.lake), alimama)
+    shown = lake.read("raw_impressions").where(F.col("day") == F.lit(END))
+    pairs = shown.select(F.col("user"), F.col("adgroup_id").alias("item")).distinct()
+    scores = lake.read("ctr_scores").select("user", "item")
+    assert scores.count() == pairs.count() == scores.distinct().count()
+    assert pairs.exceptAll(scores).count() == 0
+
+
+def test_each_job_run_again_gives_the_same_tables(printed, config, spark, alimama):
+    before, rows_before = checksums(spark, alimama, config), export_rows(config)
+    assert before["features"][0] > 0 and before["ctr_scores"][0] > 0
+    again = [step for step in pipeline_steps(config) if step.job != "train"]
+    run_steps(again)
+    assert checksums(spark, alimama, config) == before
+    assert export_rows(config) == rows_before
+
+
+def test_the_same_export_seed_and_ranks_give_the_same_metrics(printed, config):
+    mail = next(step for step in pipeline_steps(config) if step.title == "train MAIL")
+    run(mail)
+    client = mlflow.MlflowClient(f"sqlite:///{config.lake.parent / 'mlflow' / 'mlflow.db'}")
+    name = "alimama-mail-base_dnn"
+    metrics = [client.get_run(client.get_model_version(name, version).run_id).data.metrics for version in ("1", "2")]
+    measured = [{k: v for k, v in found.items() if "auc" in k or "logloss" in k} for found in metrics]
+    assert measured[0] and measured[0] == measured[1]
+
+
+def test_bad_arguments_and_absent_tables_end_with_exit_code_2(config, tmp_path):
+    jobs = Path(__file__).resolve().parents[2] / "jobs"
+    for job, arguments in (("train", ("--end-date", "2017-05-13", "--preset", "tiny", "--ranks", "2")),
+                           ("train", ("--end-date", "yesterday")),
+                           ("build_features", ("--date", "2017-05-13"))):
+        done = subprocess.run([sys.executable, str(jobs / f"{job}.py"), "--schema", "alimama", "--lake",
+                               str(tmp_path / "empty"), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr

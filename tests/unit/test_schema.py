@@ -1,0 +1,109 @@
+"""The schema reader: what it makes of the shipped schemas, and how it refuses what does not fit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from mail_core.errors import InputError
+from mail_core.schema.arrow import features_schema, input_schema, vocabulary_type
+from mail_core.schema.reader import SCHEMAS, load_schema, parse_schema
+
+ALIMAMA = (SCHEMAS / "alimama.yaml").read_text(encoding="utf-8")
+
+
+def changed(path: str, value: object) -> str:
+    """Alimama's YAML with the key at a dotted path set to `value` (None removes it)."""
+    document = yaml.safe_load(ALIMAMA)
+    *parents, last = path.split(".")
+    node = document
+    for key in parents:
+        node = node[key]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return yaml.safe_dump(document, sort_keys=False)
+
+
+def test_alimama_has_the_papers_feature_counts():
+    schema = load_schema("alimama")
+    assert [len(schema.group(g)) for g in ("user", "context", "item")] == [9, 4, 6]
+
+
+def test_headers_are_kept_to_the_letter():
+    columns = load_schema("alimama").users.columns
+    assert columns[-1].header == "new_user_class_level " and columns[-1].name == "new_user_class_level"
+
+
+def test_behaviors_share_the_target_items_vocabularies():
+    schema = load_schema("alimama")
+    assert schema.behavior_vocabularies == {
+        "behavior_btag": "behavior_btag", "behavior_cate": "cate_id", "behavior_brand": "brand"}
+
+
+def test_user_id_feature_is_the_attribute_on_the_users_key():
+    assert load_schema("movielens").user_id_feature == "user_id"
+
+
+def test_features_table_holds_keys_then_features_then_behaviors():
+    schema = load_schema("movielens")
+    table = features_schema(schema)
+    assert table.names[:5] == ["day", "user", "item", "time", "label"]
+    assert table.names[5:] == input_schema(schema).names
+    assert table.field("genres").type == pa.list_(pa.string())
+    assert vocabulary_type(schema, "genres") == pa.string()
+    assert vocabulary_type(schema, "behavior_rating") == pa.string()
+
+
+def test_fingerprint_ignores_comments_and_sees_content():
+    schema = load_schema("alimama")
+    assert parse_schema(ALIMAMA + "\n# a comment\n", "x").fingerprint == schema.fingerprint
+    assert parse_schema(changed("sequence_length", 50), "x").fingerprint != schema.fingerprint
+
+
+@pytest.mark.parametrize(("path", "value", "named"), [
+    ("impresions", {}, "schema.impresions: unknown key"),
+    ("users", None, "schema.users: required key is missing"),
+    ("timezone", "Mars/Olympus", "timezone: 'Mars/Olympus'"),
+    ("sequence_length", "100", "sequence_length: expected int, found '100'"),
+    ("sequence_length", 0, "sequence_length: 0 is below 1"),
+    ("sequence_length", True, "sequence_length: expected int, found True"),
+    ("last_day", "soon", "last_day: expected date"),
+    ("impressions.columns.clk.type", "bool", "impressions.columns.clk.type: 'bool' is not one of string, int"),
+    ("impressions.columns.clk.vales", [0, 1], "impressions.columns.clk.vales: unknown key; allowed: header, type"),
+    ("impressions.columns.pid.values", [4305481007], "impressions.columns.pid.values: 4305481007 is not a string"),
+    ("impressions.columns.day", {"type": "int"}, "impressions.columns.day: the name 'day' is taken"),
+    ("impressions.label", "click", "impressions.label: no column 'click'; columns: user, time_stamp"),
+    ("impressions.time", "clk", "impressions.time: column 'clk' is int, expected epoch_seconds"),
+    ("impressions.file", "../raw.csv", "impressions.file: '../raw.csv'"),
+    ("impressions.delimiter", ",,", "impressions.delimiter"),
+    ("users.columns.userid.type", "string", "impressions.user: type long differs from users.key, string"),
+    ("behaviors.item_fields.cate", "price", "behaviors.item_fields.cate: 'price' is not a categorical item feature"),
+    ("features.user.nickname", {"kind": "categorical"}, "features.user.nickname.column: user_profile.csv has no"),
+    ("features.item.price.kind", "categorical", "features.item.price.kind: categorical does not fit column 'price'"),
+    ("features.item.brand.kind", "multi", "features.item.brand.kind: multi does not fit"),
+    ("features.item.label", {"kind": "categorical", "column": "brand"}, "features.item.label: the pipeline takes"),
+    ("features.context.brand", {"kind": "categorical", "column": "pid"}, "brand: the name stands in two groups"),
+    ("features.item.brand.derive", "hour", "features.item.brand.derive: only a categorical context feature"),
+    ("features.user.userid.id_dropout", 1.5, "features.user.userid.id_dropout: 1.5"),
+    ("serving.time", "8pm", "serving.time: expected a quoted local time"),
+    ("serving.pid", 7, "serving.pid: 7 is not a string"),
+    ("serving.scene", "x", "serving: expected time and each context feature"),
+    ("retention_days.scores", 3, "retention_days.scores: 'scores' is not one of"),
+])
+def test_departures_are_named_with_file_key_and_what_is_allowed(path, value, named):
+    with pytest.raises(InputError) as error:
+        parse_schema(changed(path, value), "mine.yaml")
+    assert str(error.value).startswith("mine.yaml: ")
+    assert named in str(error.value)
+
+
+def test_a_missing_file_and_broken_yaml_are_named():
+    with pytest.raises(InputError, match="schema 'nowhere'"):
+        load_schema("nowhere")
+    with pytest.raises(InputError, match="mine.yaml: not YAML"):
+        parse_schema("a: [", "mine.yaml")
+    with pytest.raises(InputError, match="mine.yaml: schema: expected a mapping"):
+        parse_schema("- a", "mine.yaml")
