@@ -1,0 +1,85 @@
+"""What passes between the embedding tables, the zero-shot tower and a ranking tower: tensors only, no IDs.
+
+B rows (impressions), U users, A user attributes, L behaviour length, C context features, T target item features,
+F dense context and item features, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputShape:
+    """Sizes that a tower is built for."""
+
+    attributes: int
+    """A: user attributes, dense ones included (a dense attribute is its value times a learned vector)."""
+    length: int
+    """L: positions of a behaviour sequence."""
+    contexts: int
+    """C: embedded context features."""
+    targets: int
+    """T: embedded features of the target item."""
+    dense: int
+    """F: dense context and item features."""
+    dim: int
+    """D: embedding size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerInputs:
+    """The input x of a ranking tower (Eq. 10), embedded."""
+
+    a_BAD: Tensor
+    """User attributes."""
+    v_BLD: Tensor
+    """Behaviour, newest first: item part times action embedding, zero at padding."""
+    mask_BL: Tensor
+    """True at the valid positions of v_BLD."""
+    c_BCD: Tensor
+    """Context."""
+    t_BTD: Tensor
+    """Target item."""
+    dense_BF: Tensor
+    """Dense context features, then dense item features, standardised."""
+    is_virtual_B: Tensor
+    """True where v_BLD is virtual behaviour (Eq. 8)."""
+
+    @property
+    def is_new_B(self) -> Tensor:
+        """Eq. 9: the sequence is empty. After `MailModel.complete` no row is new; is_virtual_B says which were."""
+        return ~self.mask_BL.any(1)
+
+    def select(self, index: Tensor) -> TowerInputs:
+        """The rows of a bool mask (B,) or of int64 positions (N,), differentiable; a (N, ...) copy."""
+        return TowerInputs(**{name: value[index] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserPart:
+    """What of the input belongs to the user, made once a user and ranked against many candidates."""
+
+    a_UAD: Tensor
+    v_ULD: Tensor
+    mask_UL: Tensor
+    is_virtual_U: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOutput:
+    """What a ranking tower returns."""
+
+    logits_B: Tensor
+    """The CTR is sigmoid(logits_B)."""
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    """Auxiliary losses by name, summed over rows, where the tower has any."""
+
+
+def no_virtual(mask_BL: Tensor) -> Tensor:
+    """is_virtual_B of real behaviour: False everywhere."""
+    return torch.zeros(mask_BL.shape[0], dtype=torch.bool, device=mask_BL.device)

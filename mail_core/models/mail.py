@@ -1,0 +1,141 @@
+"""MAIL: embedding tables, a ranking tower and, where it is on, the zero-shot tower that completes new rows.
+
+B rows, U users, N new rows among them; A, L, C, T, F, D as in inputs.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mail_core.errors import InputError
+from mail_core.models.config import check_choice, check_positive, check_size, read_config
+from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
+from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
+from mail_core.models.ranking import TOWERS
+from mail_core.models.ranking.base_dnn import BaseDnnConfig
+from mail_core.models.zero_shot import ZeroShotConfig, ZeroShotTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailConfig:
+    """What a model is built from, beside its layout; the defaults are the paper's."""
+
+    tower: str = "base_dnn"
+    """Ranking tower, a name of TOWERS."""
+    dim: int = 32
+    """D: embedding size."""
+    embedding_std: float = 0.05
+    """Standard deviation of the embedding tables' initial values."""
+    tower_config: BaseDnnConfig = field(default_factory=BaseDnnConfig)
+    """Configuration of the ranking tower, of the tower's own type."""
+    zero_shot: ZeroShotConfig | None = field(default_factory=ZeroShotConfig)
+    """None: the ranking tower alone."""
+
+    def __post_init__(self) -> None:
+        check_choice(self.tower, "tower", list(TOWERS))
+        check_size(self.dim, "dim")
+        check_positive(self.embedding_std, "embedding_std")
+        wanted = TOWERS[self.tower].config_type
+        if not isinstance(self.tower_config, wanted):
+            raise InputError(f"tower_config: {self.tower_config!r} (tower {self.tower} takes a {wanted.__name__})")
+        if self.zero_shot is not None and not isinstance(self.zero_shot, ZeroShotConfig):
+            raise InputError(f"zero_shot: {self.zero_shot!r} (expected a ZeroShotConfig or None)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON document; `from_dict` gives this configuration back."""
+        return _json(asdict(self))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> MailConfig:
+        """Read what `to_dict` wrote; absent keys take their defaults.
+
+        Raises:
+            InputError: an unknown key or tower, or a value that does not fit.
+        """
+        if not isinstance(document, Mapping):
+            raise InputError(f"model configuration: expected a mapping, found {document!r}")
+        parts = dict(document)
+        tower = parts["tower"] if "tower" in parts else cls.tower
+        check_choice(tower, "tower", list(TOWERS))
+        sizes = parts["tower_config"] if "tower_config" in parts else {}
+        parts["tower_config"] = read_config(TOWERS[tower].config_type, sizes, "tower_config")
+        if "zero_shot" in parts and parts["zero_shot"] is not None:
+            parts["zero_shot"] = read_config(ZeroShotConfig, parts["zero_shot"], "zero_shot")
+        return read_config(cls, parts, "model configuration")
+
+
+def _json(value: Any) -> Any:
+    """Tuples as lists, so that a document equals itself after a round through JSON."""
+    if isinstance(value, dict):
+        return {k: _json(v) for k, v in value.items()}
+    return [_json(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+class MailModel(nn.Module):
+    """The whole model, single-process. Training wraps `zero_shot` and `ranking` in DDP and steps the tables by row."""
+
+    def __init__(self, config: MailConfig, layout: EmbeddingLayout):
+        super().__init__()
+        self.config, self.layout = config, layout
+        shape = layout.shape(config.dim)
+        self.tables = EmbeddingTables(layout, config.dim, config.embedding_std)
+        self.zero_shot = None if config.zero_shot is None else ZeroShotTower(config.zero_shot, shape)
+        self.ranking = TOWERS[config.tower](config.tower_config, shape)
+        self.parameter_groups()
+
+    def reset_parameters(self) -> None:
+        """Fresh initial values, as after construction; after `to_empty` of a model built on the meta device."""
+        for part in self.children():
+            part.reset_parameters()  # type: ignore[operator]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """zero_shot (G_A), ranking (G_B) and embedding (G_B, by row); disjoint, and together all parameters."""
+        groups = {"zero_shot": [] if self.zero_shot is None else list(self.zero_shot.parameters()),
+                  "ranking": list(self.ranking.parameters()), "embedding": list(self.tables.parameters())}
+        ids = [id(p) for group in groups.values() for p in group]
+        assert len(ids) == len(set(ids)), "a parameter stands in two groups"
+        assert set(ids) == {id(p) for p in self.parameters()}, "a parameter stands in no group"
+        return groups
+
+    def complete(self, inputs: TowerInputs) -> TowerInputs:
+        """Eq. 8 and 10: give the new rows virtual behaviour, detached and with dropout off, all positions valid.
+
+        Without a zero-shot tower, or without new rows, the inputs come back as they are.
+        """
+        new_B = inputs.is_new_B
+        new_N = new_B.nonzero().squeeze(1)
+        if self.zero_shot is None or len(new_N) == 0:
+            return inputs
+        virtual_NLD = self.zero_shot.virtual_behavior(inputs.a_BAD.index_select(0, new_N)).to(inputs.v_BLD.dtype)
+        return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, new_N, virtual_NLD),
+                       mask_BL=inputs.mask_BL | new_B.unsqueeze(1), is_virtual_B=inputs.is_virtual_B | new_B)
+
+    def forward(self, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B,) of encoded rows (see EmbeddingTables), new rows completed. Raises InputError as `gather` does."""
+        return self.ranking(self.complete(self.tables.gather(encoded).inputs)).logits_B
+
+    @torch.no_grad()
+    def embed_users(self, encoded: Mapping[str, Tensor]) -> UserPart:
+        """Embed users (columns of the user group and of behaviour) and complete the new ones, once a user."""
+        a_UAD, v_ULD, mask_UL = self.tables.gather_users(encoded)
+        none = a_UAD.new_empty(len(a_UAD), 0, self.config.dim)
+        users = self.complete(TowerInputs(a_BAD=a_UAD, v_BLD=v_ULD, mask_BL=mask_UL, c_BCD=none, t_BTD=none,
+                                          dense_BF=none[:, :, 0], is_virtual_B=no_virtual(mask_UL)))
+        return UserPart(a_UAD=users.a_BAD, v_ULD=users.v_BLD, mask_UL=users.mask_BL, is_virtual_U=users.is_virtual_B)
+
+    @torch.no_grad()
+    def rank(self, users: UserPart, user_index_B: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B,) of candidates (columns of the context and item groups), row i for user user_index_B[i].
+
+        Equals `forward` on the joined rows. The model must be in eval mode. Holds (B, L, D): rank in chunks.
+        """
+        assert not self.training, "rank a model in eval mode"
+        c_BCD, t_BTD, dense_BF = self.tables.gather_candidates(encoded, len(user_index_B))
+        inputs = TowerInputs(a_BAD=users.a_UAD[user_index_B], v_BLD=users.v_ULD[user_index_B],
+                             mask_BL=users.mask_UL[user_index_B], c_BCD=c_BCD, t_BTD=t_BTD, dense_BF=dense_BF,
+                             is_virtual_B=users.is_virtual_U[user_index_B])
+        return self.ranking(inputs).logits_B
