@@ -10,9 +10,10 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Mapping
 
-# Columns that every table of the lake may carry beside the dataset's own; a feature may not take their names.
+# Columns that the lake's tables and the export carry beside the dataset's own; a feature may not take their names.
 DAY, TIME, USER, ITEM, LABEL = "day", "time", "user", "item", "label"
-SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL)
+USER_KEY, MASKED, UNSEEN, WEIGHT = "user_key", "masked", "unseen", "weight"
+SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL, USER_KEY, MASKED, UNSEEN, WEIGHT)
 BEHAVIOR_PREFIX = "behavior_"
 
 PADDING, UNKNOWN, MISSING, FIRST_CODE = 0, 1, 2, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields, replace
 from datetime import date, time
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, Mapping
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -86,8 +87,9 @@ class _SchemaReader:
         return value
 
     def name(self, value: Any, key: str) -> str:
-        if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise self.fail(key, f"{value!r} is not a name of lower-case letters, digits and underscores")
+        if not isinstance(value, str) or not _NAME.fullmatch(value) or iskeyword(value):
+            raise self.fail(key, f"{value!r} is not a name of lower-case letters, digits and underscores "
+                                 "(Python's keywords cannot be names)")
         return value
 
     def whole(self, node: Mapping[str, Any], name: str, key: str, least: int, default: int) -> int:

@@ -5,6 +5,7 @@ Defaults give way to whatever the caller has set by spark-submit, spark-defaults
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from pyspark.sql import SparkSession
 from mail_core.errors import InputError
 
 JARS_VARIABLE = "MAIL_SPARK_JARS"
+logger = logging.getLogger(__name__)
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
 
@@ -32,7 +34,7 @@ def spark_session(app: str) -> SparkSession:
         InputError: a file of MAIL_SPARK_JARS does not exist, or Maven does not give Delta's jars.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    os.environ.setdefault("SPARK_DRIVER_MEMORY", "2g")  # read when the JVM starts; spark-submit has its own --driver-memory
+    os.environ.setdefault("SPARK_DRIVER_MEMORY", "2g")  # read when the JVM starts; spark-submit has --driver-memory
     SparkContext._ensure_initialized()  # the JVM only: from here SparkConf() holds all that the caller has set
     conf = SparkConf()
     running = SparkSession.getActiveSession() is not None or SparkContext._active_spark_context is not None
@@ -41,6 +43,8 @@ def spark_session(app: str) -> SparkSession:
         conf.setIfMissing("spark.app.name", app)
         for key, value in _defaults(conf).items():
             conf.setIfMissing(key, value)
+        if not sys.stderr.isatty():
+            conf.set("spark.ui.showConsoleProgress", "false")
         conf.set("spark.sql.extensions", _with(conf.get("spark.sql.extensions"), [_EXTENSION]))
         jars = _provide_delta(SparkContext._jvm, conf)
         if jars:
@@ -54,8 +58,8 @@ def _defaults(conf: SparkConf) -> dict[str, str]:
     settings = {"spark.sql.catalog.spark_catalog": _CATALOG,
                 "spark.sql.execution.arrow.pyspark.enabled": "true",
                 "spark.log.level": "WARN",
-                "spark.ui.enabled": "false",
-                "spark.ui.showConsoleProgress": "false"}
+                "spark.sql.debug.maxToStringFields": "200",
+                "spark.ui.enabled": "false"}
     if (conf.get("spark.master") or "").startswith("local"):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1",
                      # Delta replays its log in 50 partitions otherwise: seconds for each look at a small table.
@@ -69,13 +73,14 @@ def _with(setting: str | None, entries: list[str]) -> str:
 
 
 def _provide_delta(jvm: Any, conf: SparkConf) -> list[str]:
-    """Make Delta's classes loadable by the driver; the jars that executors need beside, none where the caller gave them."""
+    """Make Delta's classes loadable by the driver; the jars that executors then need too."""
     loader = jvm.java.lang.Thread.currentThread().getContextClassLoader()
     try:
         loader.loadClass(_EXTENSION)
         return []
     except Py4JJavaError:
-        jars = _local_jars() or _maven_jars(jvm, conf)
+        logger.debug("Delta is not on the class path yet")
+    jars = _local_jars() or _maven_jars(jvm, conf)
     for jar in jars:
         loader.addURL(jvm.java.io.File(jar).toURI().toURL())
     return jars
@@ -94,11 +99,18 @@ def _maven_jars(jvm: Any, conf: SparkConf) -> list[str]:
     package = f"io.delta:delta-spark_{scala}:{version('delta-spark')}"
     repositories, ivy, settings = (conf.get(key) for key in
                                    ("spark.jars.repositories", "spark.jars.ivy", "spark.jars.ivySettings"))
+    submit = getattr(getattr(jvm.org.apache.spark.deploy, "SparkSubmit$"), "MODULE$")
+    said = jvm.java.io.ByteArrayOutputStream()
+    usual = submit.printStream()
+    getattr(submit, "printStream_$eq")(jvm.java.io.PrintStream(said))  # Ivy's 30 lines, shown only when it fails
     try:
         found = jvm.org.apache.spark.util.DependencyUtils.resolveMavenDependencies(
             True, "", package, repositories, ivy, jvm.scala.Option.apply(settings))
     except Py4JJavaError as error:
+        logger.warning("%s", said.toString())
         reason = error.java_exception.getMessage()
         raise InputError(f"Maven did not give {package} ({reason}); without access to it name local jars (delta-spark, "
                          f"delta-storage, antlr4-runtime) in {JARS_VARIABLE}") from error
+    finally:
+        getattr(submit, "printStream_$eq")(usual)
     return [found.apply(i) for i in range(found.size())]

@@ -1,0 +1,233 @@
+"""The Delta tables of a lake: one definition each, and the only code that reads or writes them."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
+from pyspark.sql.types import ArrayType, DataType, StructType
+
+from mail_core.errors import InputError
+from mail_core.lake import files
+from mail_core.schema.arrow import column_type, features_schema, raw_fields
+from mail_core.schema.definition import DAY, ITEM, LABEL, USER, Column, RawFile, Schema
+
+ROLES = ("impressions", "behaviors", "users", "items")
+"""The raw files of a dataset, in the order of ingestion; also the values of `quarantine.source`."""
+RAW_TABLES = {"impressions": "raw_impressions", "behaviors": "raw_behaviors", "users": "users", "items": "items"}
+_UTC = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDefinition:
+    """One Delta table of the lake, partitioned by `day`."""
+
+    name: str
+    columns: pa.Schema
+    """Names, types and nullability, in the table's order."""
+    key: tuple[str, ...] = ()
+    """Columns that identify a row; empty where equal rows are legitimate."""
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    """CHECK constraints that Delta enforces at each write: name -> SQL."""
+
+    @property
+    def spark_schema(self) -> StructType:
+        """The columns as Spark types."""
+        return from_arrow_schema(self.columns)
+
+
+def table_definitions(schema: Schema) -> Mapping[str, TableDefinition]:
+    """Every table that a dataset has, by name."""
+    imp = schema.impressions
+    user, item = (pa.field(name, column_type(imp.column(column)), nullable=False)
+                  for name, column in ((USER, imp.user), (ITEM, imp.item)))
+    labels = {f"{imp.label}_allowed": f"{imp.label} IN (0, 1)"}
+    if imp.negative_label is not None:
+        labels[f"{imp.label}_{imp.negative_label}"] = f"{imp.label} + {imp.negative_label} = 1"
+    definitions = [
+        TableDefinition(name="raw_impressions", columns=_with_day(raw_fields(imp)),
+                        constraints=labels | _value_constraints(imp)),
+        TableDefinition(name="raw_behaviors", columns=_with_day(raw_fields(schema.behaviors)),
+                        constraints=_value_constraints(schema.behaviors)),
+        TableDefinition(name="users", columns=_with_day(raw_fields(schema.users)), key=(DAY, schema.users.key),
+                        constraints=_value_constraints(schema.users)),
+        TableDefinition(name="items", columns=_with_day(raw_fields(schema.items)), key=(DAY, schema.items.key),
+                        constraints=_value_constraints(schema.items)),
+        TableDefinition(name="quarantine", columns=_with_day(_fields(source="string", file="string", line="string",
+                                                                     reason="string")),
+                        constraints={"source": f"source IN ({_literals(ROLES)})"}),
+        TableDefinition(name="features", columns=features_schema(schema), constraints={LABEL: f"{LABEL} IN (0, 1)"}),
+        TableDefinition(name="evaluations", key=(DAY, "model_name", "model_version", "against", "cohort", "metric"),
+                        columns=_with_day([*_fields(model_name="string", model_version="string"),
+                                           pa.field("against", pa.string()), *_fields(cohort="string", metric="string"),
+                                           pa.field("value", pa.float64()),
+                                           pa.field("evaluated_at", _UTC, nullable=False)])),
+        TableDefinition(name="ctr_scores", key=(DAY, USER, ITEM), constraints={"ctr": "ctr >= 0 AND ctr <= 1"},
+                        columns=_with_day([user, item, *_fields(ctr="double", is_new_user="bool", model_name="string",
+                                                                model_version="string"),
+                                           pa.field("scored_at", _UTC, nullable=False)])),
+    ]
+    return {definition.name: definition for definition in definitions}
+
+
+class Lake:
+    """The tables of one dataset below one URI.
+
+    Raises:
+        InputError: the URI is none, or names a file.
+    """
+
+    def __init__(self, spark: SparkSession, uri: str, schema: Schema):
+        self.spark, self.uri = spark, files.validated_lake_uri(uri)
+        self.definitions = table_definitions(schema)
+
+    def path(self, table: str) -> str:
+        """Where a table lies, as Spark takes it; KeyError for a table that the lake does not define."""
+        return files.spark_uri(files.join(self.uri, self.definitions[table].name))
+
+    def exists(self, table: str) -> bool:
+        """Whether the table has been written."""
+        return DeltaTable.isDeltaTable(self.spark, self.path(table))
+
+    def read(self, table: str) -> DataFrame:
+        """The whole table at its present version.
+
+        Raises:
+            InputError: the table does not exist, or was written by another schema.
+        """
+        path = self.path(table)
+        if not self.exists(table):
+            raise InputError(f"no table {table} at {path}: the job that writes it has not run on this lake")
+        frame = self.spark.read.format("delta").load(path)
+        self._check_types(table, frame.schema, f"{path} as it stands (another schema wrote it?)")
+        return frame.select(*self.definitions[table].columns.names)
+
+    def days(self, table: str, first: date | None = None, last: date | None = None) -> list[date]:
+        """The days that have rows, in order, within [first, last]. Raises InputError as `read` does."""
+        # From the names of the table's live files: neither rows nor footers are read.
+        found = {date.fromisoformat(match.group(1)) for name in self.read(table).inputFiles()
+                 if (match := re.search(rf"/{DAY}=(\d{{4}}-\d\d-\d\d)/[^/]*$", name))}
+        return sorted(day for day in found if (first is None or day >= first) and (last is None or day <= last))
+
+    def version(self, table: str) -> int:
+        """Delta's version number of the table. Raises InputError where it does not exist."""
+        if not self.exists(table):
+            raise InputError(f"no table {table} at {self.path(table)}")
+        row = DeltaTable.forPath(self.spark, self.path(table)).history(1).select("version").first()
+        assert row is not None, "a Delta table has at least one version"
+        return row["version"]
+
+    def replace_days(self, table: str, df: DataFrame, days: Sequence[date], where: str | None = None) -> int:
+        """Replace the rows of `days` (narrowed by the SQL condition `where`) by `df`, in one commit; rows now there.
+
+        `df` has the definition's columns by name, in any order. An empty `df` empties the days. A second run with equal
+        `df` leaves equal content; a crash leaves the version before.
+
+        Raises:
+            InputError: columns or types differ from the definition, a row lies outside `days` or `where`, or a row
+                violates a constraint of the table; nothing has been written then.
+        """
+        if not days:
+            raise InputError(f"{self.path(table)}: no days given to replace")
+        self._check_types(table, df.schema, "the rows to be written")
+        self._ensure(table)
+        predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in sorted(set(days)))})"
+        if where is not None:
+            predicate = f"{predicate} AND ({where})"
+        writer = df.select(*self.definitions[table].columns.names).write.format("delta").mode("overwrite")
+        with _refusals(f"{self.path(table)}: rows to replace {predicate}"):
+            writer.option("replaceWhere", predicate).save(self.path(table))
+        return self.spark.read.format("delta").load(self.path(table)).where(predicate).count()
+
+    def _check_types(self, table: str, found: StructType, what: str) -> None:
+        expected = self.definitions[table].spark_schema
+        types = {column.name: column.dataType for column in found}
+        for column in expected:
+            if column.name not in types:
+                raise InputError(f"table {table}: {what}: column {column.name}: expected "
+                                 f"{column.dataType.simpleString()}, found no such column")
+            if _nullable(types[column.name]) != _nullable(column.dataType):
+                raise InputError(f"table {table}: {what}: column {column.name}: expected "
+                                 f"{column.dataType.simpleString()}, found {types[column.name].simpleString()}")
+        for name in types:
+            if name not in expected.names:
+                raise InputError(f"table {table}: {what}: column {name}: expected no such column, found "
+                                 f"{types[name].simpleString()}")
+
+    def _ensure(self, table: str) -> None:
+        """Create the table where it is absent; give an older one the constraints of today's schema."""
+        definition, path = self.definitions[table], self.path(table)
+        wanted = {f"delta.constraints.{name.lower()}": sql for name, sql in definition.constraints.items()}
+        if not self.exists(table):
+            builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(definition.spark_schema)
+            # Optimised writes: files of about 128 MiB, whatever the number of tasks that write them.
+            for name, value in {**wanted, "delta.autoOptimize.optimizeWrite": "true"}.items():
+                builder = builder.property(name, value)
+            builder.partitionedBy(DAY).execute()
+            return
+        self._check_types(table, self.spark.read.format("delta").load(path).schema, f"{path} as it stands")
+        row = DeltaTable.forPath(self.spark, path).detail().select("properties").first()
+        assert row is not None, "a Delta table has one row of details"
+        for name, sql in wanted.items():
+            if _plain(row["properties"].get(name, "")) != _plain(sql):
+                alter, constraint = f"ALTER TABLE delta.`{path}`", f"`{name.removeprefix('delta.constraints.')}`"
+                self.spark.sql(f"{alter} DROP CONSTRAINT IF EXISTS {constraint}")
+                with _refusals(f"{path} as it stands"):
+                    self.spark.sql(f"{alter} ADD CONSTRAINT {constraint} CHECK ({sql})")
+
+
+@contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Turn Delta's refusal of the rows themselves into an InputError; every other failure passes."""
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
+        found = re.findall(r"\[(DELTA_\w+)\] (.*?)(?=\n\[|\n\tat |\Z)", str(error), flags=re.DOTALL)
+        kinds = {"DELTA_REPLACE_WHERE_MISMATCH", "DELTA_VIOLATE_CONSTRAINT_WITH_VALUES",
+                 "DELTA_NOT_NULL_CONSTRAINT_VIOLATED", "DELTA_NEW_CHECK_CONSTRAINT_VIOLATION"}
+        if not found or found[0][0] not in kinds:
+            raise
+        raise InputError(f"{where}: {' '.join(found[-1][1].split())}") from error
+
+
+def _plain(sql: str) -> str:
+    return re.sub(r"[\s`]", "", sql)
+
+
+def _nullable(kind: DataType) -> DataType:
+    return ArrayType(_nullable(kind.elementType), True) if isinstance(kind, ArrayType) else kind
+
+
+def _fields(**types: str) -> list[pa.Field]:
+    return [pa.field(name, pa.type_for_alias(kind), nullable=False) for name, kind in types.items()]
+
+
+def _with_day(columns: list[pa.Field]) -> pa.Schema:
+    return pa.schema([pa.field(DAY, pa.date32(), nullable=False), *columns])
+
+
+def _literals(values: Sequence[str | int]) -> str:
+    return ", ".join(str(v) if isinstance(v, int) else "'" + v.replace("\\", "\\\\").replace("'", "\\'") + "'"
+                     for v in values)
+
+
+def _value_constraints(raw: RawFile) -> dict[str, str]:
+    """The schema's allowed values and bounds; NULL passes a CHECK, NOT NULL stands with the columns."""
+    return {f"{c.name}_allowed": " AND ".join(conditions) for c in raw.columns if (conditions := _conditions(c))}
+
+
+def _conditions(column: Column) -> list[str]:
+    if column.separator is not None or column.type == "epoch_seconds":
+        return []
+    conditions = [f"`{column.name}` IN ({_literals(column.values)})"] if column.values else []
+    conditions += [f"`{column.name}` >= {column.minimum!r}"] if column.minimum is not None else []
+    return conditions + ([f"`{column.name}` <= {column.maximum!r}"] if column.maximum is not None else [])

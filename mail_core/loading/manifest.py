@@ -1,0 +1,167 @@
+"""What an export holds: manifest.json at its root, written last, so that an export without one does not exist.
+
+Layout of an export root, `<lake>/exports/<end date>-<days>d-<new users>/`:
+manifest.json, `<data>/encoders/`, `<data>/{train,validation,test}/part-00000.parquet`, ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from typing import Any, Mapping
+
+from pyarrow import fs as arrow_fs
+
+from mail_core.encoding.encode import encoded_schema, encoded_widths
+from mail_core.encoding.encoders import Encoders
+from mail_core.encoding.masking import NewUserMode
+from mail_core.errors import InputError
+from mail_core.lake.files import filesystem, join
+from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY, Schema
+
+MANIFEST = "manifest.json"
+EXPORTS = "exports"
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+_ROOT_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d+)d-(natural|masked-.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One Parquet file of one row group."""
+
+    path: str
+    """Relative to the export root."""
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnEntry:
+    """One column of every file."""
+
+    name: str
+    dtype: str
+    """NumPy name: int32, int64 or float32 (of a list's values where width > 0)."""
+    width: int
+    """Values of each of its lists; 0: a scalar column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that training needs to know of an export before it opens a file of it."""
+
+    schema_name: str
+    schema_fingerprint: str
+    encoder_fingerprint: str
+    new_users: str
+    """`natural` or `masked:FRACTION:SEED`."""
+    end_date: date
+    """The last day: the test split."""
+    days: int
+    """n: train is days 1..n-2, validation day n-1, test day n; encoders come from days 1..n-1."""
+    delta_versions: Mapping[str, int]
+    """Table -> version that was read (features), or that stood there (the raw tables)."""
+    sequence_length: int
+    data: str
+    """Name of the run's folder below the export root."""
+    columns: tuple[ColumnEntry, ...]
+    splits: Mapping[str, tuple[FileEntry, ...]]
+    statistics: Mapping[str, Any]
+    """Table 1 of the paper, and rows, CTR and cohorts of each split."""
+
+    def write(self, export_uri: str) -> None:
+        """Put manifest.json in place in one step; a reader sees the old one or the new one."""
+        fs, root = filesystem(export_uri)
+        fs.create_dir(root, recursive=True)
+        draft = join(root, f".{MANIFEST}.{self.data}")
+        with fs.open_output_stream(draft) as sink:
+            sink.write((json.dumps({**asdict(self), "end_date": self.end_date.isoformat()}, indent=1) + "\n").encode())
+        fs.move(draft, join(root, MANIFEST))
+
+    def files(self, splits: tuple[str, ...]) -> tuple[FileEntry, ...]:
+        """The files of the named splits, in their order."""
+        unknown = [s for s in splits if s not in self.splits]
+        if unknown or not splits:
+            raise InputError(f"split {', '.join(unknown) or 'none'}: expected some of {', '.join(self.splits)}")
+        return tuple(entry for split in splits for entry in self.splits[split])
+
+    def rows(self, *splits: str) -> int:
+        """Rows of the named splits."""
+        return sum(entry.rows for entry in self.files(splits))
+
+    def encoders_uri(self, export_uri: str) -> str:
+        """Where `Encoders.load` finds this export's encoders."""
+        return join(export_uri, self.data, "encoders")
+
+    def check(self, schema: Schema, encoders: Encoders) -> None:
+        """Refuse an export that was not made with this schema and these encoders.
+
+        Raises:
+            InputError: naming what differs, both values, and what to do.
+        """
+        expected = {"schema_name": schema.name, "schema_fingerprint": schema.fingerprint,
+                    "sequence_length": schema.sequence_length, "encoder_fingerprint": encoders.fingerprint,
+                    "columns": export_columns(schema)}
+        for name, value in expected.items():
+            found = getattr(self, name)
+            if found != value:
+                raise InputError(f"{MANIFEST}: {name} is {found!r}, expected {value!r}: the export does not fit, run "
+                                 "export_training again with this schema")
+
+
+def export_columns(schema: Schema) -> tuple[ColumnEntry, ...]:
+    """The columns of an export's files: those of `encode`, then label, user_key, masked and unseen."""
+    widths = encoded_widths(schema)
+    encoded = [ColumnEntry(name=f.name, width=widths[f.name],
+                           dtype=(f.type.value_type if widths[f.name] else f.type).to_pandas_dtype().__name__)
+               for f in encoded_schema(schema)]
+    marks = {LABEL: "int32", USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
+    return (*encoded, *(ColumnEntry(name=name, dtype=dtype, width=0) for name, dtype in marks.items()))
+
+
+def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode) -> str:
+    """The root of the export of `days` days up to `end_date`."""
+    return join(lake_uri, EXPORTS, f"{end_date.isoformat()}-{days}d-{new_users.folder}")
+
+
+def read_manifest(export_uri: str) -> Manifest:
+    """Read manifest.json of an export. Raises InputError where it is absent or is not a manifest."""
+    fs, root = filesystem(export_uri)
+    path = join(root, MANIFEST)
+    try:
+        with fs.open_input_stream(path) as source:
+            node = json.loads(source.read())
+        missing = {f.name for f in fields(Manifest)} ^ set(node)
+        if missing:
+            raise InputError(f"{path}: keys {', '.join(sorted(missing))} missing or unknown; run export_training again")
+        node["end_date"] = date.fromisoformat(node["end_date"])
+        node["columns"] = tuple(ColumnEntry(**c) for c in node["columns"])
+        node["splits"] = {s: tuple(FileEntry(**e) for e in files) for s, files in node["splits"].items()}
+        return Manifest(**node)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run export_training first") from error
+    except (json.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a manifest: {error}") from error
+
+
+def find_export(lake_uri: str, end_date: date, new_users: str | None = None) -> str:
+    """URI of the one finished export that ends on `end_date`, in the mode `new_users` where given.
+
+    Raises:
+        InputError: none or several; the message lists what there is.
+    """
+    fs, exports = filesystem(join(lake_uri, EXPORTS))
+    folder = None if new_users is None else NewUserMode.parse(new_users).folder
+    listed = fs.get_file_info(arrow_fs.FileSelector(exports, allow_not_found=True))
+    finished = sorted(info.base_name for info in listed if info.type == arrow_fs.FileType.Directory
+                      and fs.get_file_info(join(info.path, MANIFEST)).type == arrow_fs.FileType.File)
+    found = [name for name in finished if (match := _ROOT_NAME.fullmatch(name)) is not None
+             and match[1] == end_date.isoformat() and folder in (None, match[3])]
+    if len(found) != 1:
+        wanted = f"ending on {end_date}" + (f" with new users {new_users}" if new_users else "")
+        raise InputError(f"{lake_uri}: {'several exports' if found else 'no export'} {wanted}; there are: "
+                         f"{', '.join(found or finished) or 'none'}")
+    return join(lake_uri, EXPORTS, found[0])

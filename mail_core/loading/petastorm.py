@@ -1,0 +1,78 @@
+"""Parquet files -> NumPy blocks by Petastorm: the only file that imports it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Iterator, Sequence
+
+import numpy as np
+from petastorm import make_batch_reader
+from pyarrow import fs as arrow_fs
+
+from mail_core.errors import InputError
+from mail_core.lake.files import filesystem, join, local_path
+from mail_core.loading.manifest import ColumnEntry, FileEntry
+
+# Petastorm 0.12 uses PyArrow's old Parquet interface, which announces its end on every file. Its reading thread warns
+# too, so the filter stands for the process, narrowed to warnings raised about Petastorm's own lines.
+for _category in (FutureWarning, DeprecationWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"petastorm\b")
+
+RESULTS_QUEUE = 2
+"""Row groups read ahead; Petastorm's own 50 would hold gigabytes."""
+
+
+def read_files(export_uri: str, files: Sequence[FileEntry],
+               columns: Sequence[ColumnEntry]) -> Iterator[dict[str, np.ndarray]]:
+    """The files' rows in exactly this order, one block a file: column -> (rows,) or (rows, width).
+
+    One worker thread and no shuffling, since several workers hand row groups over in no fixed order. Without a file
+    Petastorm is not opened: it refuses an empty list.
+
+    Raises:
+        InputError: a file that is absent, or whose rows or columns differ from the manifest's.
+    """
+    if not files:
+        return
+    _check_present(export_uri, files)
+    reader = make_batch_reader([_url(export_uri, entry) for entry in files], schema_fields=[c.name for c in columns],
+                               reader_pool_type="thread", workers_count=1, results_queue_size=RESULTS_QUEUE,
+                               shuffle_row_groups=False, num_epochs=1)
+    try:
+        for entry in files:
+            block = next(reader, None)
+            yield _checked(entry, block._asdict() if block is not None else {}, columns)
+        if next(reader, None) is not None:
+            raise InputError(f"{files[-1].path}: more row groups than files; expected one row group a file")
+    finally:
+        reader.stop()
+        reader.join()
+
+
+def _checked(entry: FileEntry, block: dict[str, np.ndarray], columns: Sequence[ColumnEntry]) -> dict[str, np.ndarray]:
+    rows = len(next(iter(block.values()))) if block else 0
+    if rows != entry.rows:
+        raise InputError(f"{entry.path}: {rows} rows in its row group, the manifest says {entry.rows}")
+    for column in columns:
+        found = block.get(column.name)
+        shape = (rows, column.width) if column.width else (rows,)
+        if found is None or found.shape != shape or found.dtype != column.dtype:
+            was = "absent" if found is None else f"{found.dtype} {found.shape}"
+            raise InputError(f"{entry.path}: column {column.name!r} is {was}, the manifest says {column.dtype} {shape}")
+    return {column.name: block[column.name] for column in columns}
+
+
+def _check_present(export_uri: str, files: Sequence[FileEntry]) -> None:
+    fs, root = filesystem(export_uri)
+    for entry, info in zip(files, fs.get_file_info([join(root, entry.path) for entry in files])):
+        if info.type != arrow_fs.FileType.File:
+            raise InputError(f"{info.path}: no such file, though the manifest names it; run export_training again")
+
+
+def _url(export_uri: str, entry: FileEntry) -> str:
+    local = local_path(export_uri)
+    path = join(export_uri, entry.path) if local is None else f"{local}/{entry.path}"
+    # Petastorm takes its URLs apart without unquoting, so these two can stand in no path.
+    if "#" in path or "?" in path:
+        raise InputError(f"{path}: Petastorm reads no path with '#' or '?' in it; move the lake")
+    return path if local is None else f"file://{path}"

@@ -1,0 +1,36 @@
+"""Fixtures of every test: the shipped schemas and one small Spark session with Delta."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterator
+
+import pytest
+
+from mail_core.schema.definition import Schema
+from mail_core.schema.reader import load_schema
+
+# Seen by the session of these tests and by every job that they start in a process of its own.
+os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.sql.shuffle.partitions=4 "
+                                             "--conf spark.default.parallelism=2 pyspark-shell")
+os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+os.environ.setdefault("SPARK_DRIVER_MEMORY", "1g")
+
+
+@pytest.fixture(scope="session")
+def alimama() -> Schema:
+    return load_schema("alimama")
+
+
+@pytest.fixture(scope="session")
+def movielens() -> Schema:
+    return load_schema("movielens")
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator:
+    from mail_core.spark.session import spark_session  # so that unit tests start no engine
+
+    session = spark_session("tests")
+    yield session
+    session.stop()

@@ -1,0 +1,127 @@
+"""Real Parquet files read by real Petastorm, by the plan and against the manifest."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mail_core.encoding.encode import to_arrow
+from mail_core.errors import InputError
+from mail_core.loading.batches import WEIGHT, epoch_batches
+from mail_core.loading.manifest import ColumnEntry, FileEntry, Manifest
+
+COLUMNS = (ColumnEntry(name="user", dtype="int32", width=0), ColumnEntry(name="user_key", dtype="int64", width=0),
+           ColumnEntry(name="price", dtype="float32", width=0), ColumnEntry(name="genres", dtype="int32", width=1),
+           ColumnEntry(name="behavior_cate", dtype="int32", width=4))
+
+
+def block(start: int, rows: int) -> dict[str, np.ndarray]:
+    index = np.arange(start, start + rows)
+    return {"user": index.astype(np.int32), "user_key": index * 2 ** 40, "price": (index / 2).astype(np.float32),
+            "genres": index[:, None].astype(np.int32),
+            "behavior_cate": (index[:, None] + np.arange(4)).astype(np.int32)}
+
+
+def export(folder, sizes: list[int]) -> Manifest:
+    """Files whose rows are numbered from 1 throughout, and their manifest."""
+    starts, files = np.cumsum([1, *sizes]), []
+    for number, (start, rows) in enumerate(zip(starts, sizes)):
+        (folder / "data-1/train").mkdir(parents=True, exist_ok=True)
+        entry = FileEntry(path=f"data-1/train/part-{number:05}.parquet", rows=rows)
+        pq.write_table(pa.Table.from_batches([to_arrow(block(start, rows))]), folder / entry.path)
+        files.append(entry)
+    return Manifest(schema_name="x", schema_fingerprint="x", encoder_fingerprint="x", new_users="natural", days=8,
+                    end_date=date(2017, 5, 13), delta_versions={}, sequence_length=4, data="data-1", columns=COLUMNS,
+                    splits={"train": tuple(files)}, statistics={})
+
+
+def read(folder, manifest: Manifest, rank: int = 0, world_size: int = 1, shuffle: bool = True, **changes) -> list[dict]:
+    settings = {"seed": 3, "epoch": 0, "batch_size": 10, **changes}
+    return list(epoch_batches(str(folder), manifest, ("train",), world_size=world_size, rank=rank, shuffle=shuffle,
+                              **settings))
+
+
+@pytest.mark.parametrize("sizes, world_size", [([25], 1), ([25, 3, 30, 1, 12], 2), ([4], 3), ([7, 7, 7, 7], 3)])
+def test_every_row_of_the_files_comes_once_as_it_was_written(tmp_path, sizes, world_size):
+    manifest = export(tmp_path, sizes)
+    ranks = [read(tmp_path, manifest, rank, world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen: Counter = Counter()
+    for batch in (batch for batches in ranks for batch in batches):
+        assert {name: (str(a.dtype), a.shape[1:]) for name, a in batch.items() if name != WEIGHT} == \
+            {c.name: (c.dtype, (c.width,) if c.width else ()) for c in COLUMNS}
+        if batch[WEIGHT][0]:
+            seen.update(batch["user"].tolist())
+            for name, written in block(0, sum(sizes) + 1).items():
+                np.testing.assert_array_equal(batch[name], written[batch["user"]])
+        else:
+            assert all(len(a) == 1 and not a.any() for a in batch.values())
+    assert seen == Counter(range(1, sum(sizes) + 1))
+
+
+def test_files_are_read_in_the_planned_order(tmp_path):
+    manifest = export(tmp_path, [3, 3, 3, 3])
+    files = manifest.splits["train"]
+    backwards = replace(manifest, splits={"train": files[::-1]})
+    rows = np.concatenate([b["user"] for b in read(tmp_path, backwards, shuffle=False)])
+    assert rows.tolist() == [10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3]
+
+
+def test_reading_again_gives_the_same_batches_and_another_epoch_others(tmp_path):
+    manifest = export(tmp_path, [20, 20, 20])
+    first, again, other = (np.concatenate([b["user"] for b in read(tmp_path, manifest, epoch=e)]) for e in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_file_that_differs_from_the_manifest_is_refused_by_name(tmp_path):
+    manifest = export(tmp_path, [5, 6])
+    files = manifest.splits["train"]
+    with pytest.raises(InputError, match="part-00001.parquet: 6 rows in its row group, the manifest says 7"):
+        read(tmp_path, replace(manifest, splits={"train": (files[0], replace(files[1], rows=7))}))
+    with pytest.raises(InputError, match="part-00000.parquet: column 'behavior_cate' is int32 .5, 4., .* 9"):
+        read(tmp_path, replace(manifest, columns=(*COLUMNS[:-1], replace(COLUMNS[-1], width=9))), shuffle=False)
+    with pytest.raises(InputError, match="part-00000.parquet: column 'absent' is absent"):
+        read(tmp_path, replace(manifest, columns=(*COLUMNS, replace(COLUMNS[0], name="absent"))), shuffle=False)
+    (tmp_path / files[1].path).unlink()
+    with pytest.raises(InputError, match="part-00001.parquet: no such file"):
+        read(tmp_path, manifest)
+
+
+def test_a_file_of_two_row_groups_is_refused(tmp_path):
+    manifest = export(tmp_path, [6])
+    path = tmp_path / manifest.splits["train"][0].path
+    pq.write_table(pq.read_table(path), path, row_group_size=3)
+    with pytest.raises(InputError, match="part-00000.parquet: 3 rows in its row group"):
+        read(tmp_path, manifest)
+
+
+def test_a_reader_left_early_ends_its_thread(tmp_path):
+    batches = epoch_batches(str(tmp_path), export(tmp_path, [50] * 6), ("train",), seed=0, epoch=0, world_size=1,
+                            rank=0, batch_size=5, shuffle=False, buffer_rows=1)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if "petastorm" in type(t).__module__ and t.is_alive()]
+
+
+def test_reading_is_quiet(tmp_path):
+    manifest = export(tmp_path, [5])
+    with warnings.catch_warnings(record=True) as heard:
+        read(tmp_path, manifest)
+    assert [str(w.message) for w in heard if "petastorm" in w.filename] == []
+
+
+def test_a_folder_with_spaces_and_signs_in_its_name_is_read_or_refused(tmp_path):
+    folder, refused = tmp_path / "a lake %20 ü", tmp_path / "lake#1"
+    folder.mkdir(), refused.mkdir()
+    assert sum(len(b["user"]) for b in read(folder, export(folder, [5, 5]))) == 10
+    with pytest.raises(InputError, match="Petastorm reads no path with '#'"):
+        read(refused, export(refused, [5]))
