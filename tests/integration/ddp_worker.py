@@ -1,0 +1,74 @@
+"""Run as a script by the tests of DDP: starts itself as two gloo ranks, which write what they found to a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from small_export import small_schema
+from stepping import BATCH, OPTIMIZERS, batch_of, fresh_step, state_of, take
+
+from mail_core.loading.manifest import TEST
+from mail_core.training.data import open_export
+from mail_core.training.launcher import is_rank, launch
+from mail_core.training.loop import fit
+from mail_core.training.predict import predict
+from mail_core.training.presets import TrainingConfig, model_config
+from mail_core.training.ranks import Ranks
+
+WORLD_SIZE = 2
+
+
+def steps(folder: Path, ranks: Ranks) -> None:
+    """Each rank steps on its half of two batches, the first mostly of old rows; then rank 1 on a filler."""
+    for optimizer in OPTIMIZERS:
+        step = fresh_step(optimizer, ranks)
+        for seed in (1, 2):
+            whole = batch_of(seed)
+            half = slice(0, BATCH) if ranks.rank == 0 else slice(BATCH, 2 * BATCH)
+            step(*take(whole, half))
+        save_file(state_of(step), folder / f"{optimizer}-{ranks.rank}.safetensors")
+        step = fresh_step(optimizer, ranks)
+        encoded, labels, weights = take(batch_of(3), slice(0, BATCH))
+        if ranks.rank:
+            encoded = {name: torch.zeros_like(column[:1]) for name, column in encoded.items()}
+            labels, weights = torch.zeros(1), torch.zeros(1)
+        step(encoded, labels, weights)
+        save_file(state_of(step), folder / f"{optimizer}-filler-{ranks.rank}.safetensors")
+
+
+def epochs(folder: Path, ranks: Ranks) -> None:
+    """Choose epochs, train and score on every export below `folder`."""
+    found = {}
+    for uri in sorted(folder.glob("*/exports/*")):
+        export = open_export(str(uri), small_schema())
+        config = TrainingConfig(model=model_config("tiny", "base_dnn", True), batch_size=32, max_epochs=2, seed=5)
+        drawn: list[int] = []
+        model, number = fit(export, config, ranks, lambda values, step: drawn.append(step))
+        again, _ = fit(export, replace(config, epochs=number), ranks, lambda values, step: None)
+        predictions = predict(model, export, TEST, ranks, batch_rows=16)
+        state, same = model.state_dict(), again.state_dict()
+        save_file(dict(state), folder / f"{uri.parents[1].name}-{ranks.rank}.safetensors")
+        found[uri.parents[1].name] = {
+            "epochs": number, "points": len(drawn), "repeats": all(torch.equal(state[n], same[n]) for n in state),
+            "predictions": predictions and [predictions.user_keys.tolist(), predictions.probabilities.tolist()]}
+    (folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    task, folder = sys.argv[1:]
+    if not is_rank():
+        launch(Path(__file__).resolve(), sys.argv[1:], WORLD_SIZE)
+        return
+    ranks = Ranks.from_environment()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with ranks.process_group():
+        {"steps": steps, "epochs": epochs}[task](Path(folder), ranks)
+
+
+if __name__ == "__main__":
+    main()

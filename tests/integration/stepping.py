@@ -1,0 +1,71 @@
+"""One small model and its batches, as the tests of one process and of two build them alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from small_export import encoded_rows, small_encoders, small_schema
+from torch import Tensor, nn
+
+from mail_core.loading.batches import WEIGHT
+from mail_core.models.embeddings import EmbeddingLayout
+from mail_core.models.mail import MailConfig, MailModel
+from mail_core.models.ranking.base_dnn import BaseDnnConfig
+from mail_core.models.zero_shot import ZeroShotConfig
+from mail_core.training.data import to_tensors
+from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS as OPTIMIZERS
+from mail_core.training.presets import TrainingConfig
+from mail_core.training.ranks import Ranks
+from mail_core.training.step import TrainStep
+
+__all__ = ["BATCH", "OPTIMIZERS", "Batch", "batch_of", "fresh_step", "state_of", "take"]
+BATCH = 24
+"""Rows of a rank's half."""
+Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+
+
+def fresh_step(optimizer: str, ranks: Ranks, zero_shot: bool = True) -> TrainStep:
+    """The same model each time, without all that a step of one process cannot share: dropout, MMD, batch statistics."""
+    torch.manual_seed(11)
+    alone = MailConfig(dim=8, embedding_std=0.3, tower_config=BaseDnnConfig(hidden=(16, 8), dropout=0.0),
+                       zero_shot=None)
+    layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
+    model = MailModel(alone, layout)
+    if zero_shot:
+        # The tables and the ranking tower are drawn first, so that they are the same with and without it.
+        tower = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0, align=False)
+        full = MailModel(replace(alone, zero_shot=tower), layout)
+        full.tables.load_state_dict(model.tables.state_dict())
+        full.ranking.load_state_dict(model.ranking.state_dict())
+        model = full
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    return TrainStep(model, TrainingConfig(model=model.config, embedding_optimizer=optimizer), ranks)
+
+
+def state_of(step: TrainStep) -> dict[str, Tensor]:
+    """Parameters and Adam's first moments: Adam's steps hide a constant factor on the gradients, its moments show it."""
+    state = {**step.model.state_dict(), "moment.table": step.g_b_table.state_dict()["m"]}
+    for name, adam in (("g_a", step.g_a), ("g_b", step.g_b)):
+        for group in adam.param_groups if adam is not None else ():
+            state.update({f"moment.{name}.{i}": adam.state[p]["exp_avg"] for i, p in enumerate(group["params"])
+                          if p in adam.state})
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def batch_of(seed: int) -> Batch:
+    """Twice BATCH rows, the old ones first, so that the halves differ in their number."""
+    arrays = encoded_rows(small_encoders(small_schema()), 2 * BATCH, seed)
+    first_old = np.argsort(arrays["behavior_btag"][:, 0] == 0, kind="stable")
+    arrays = {name: array[first_old] for name, array in arrays.items()}
+    batch = to_tensors({**arrays, WEIGHT: np.ones(2 * BATCH, dtype=np.float32)}, torch.device("cpu"))
+    return batch.encoded, batch.labels_B, batch.weights_B
+
+
+def take(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Some rows of a batch."""
+    encoded, labels, weights = batch
+    return {name: column[rows] for name, column in encoded.items()}, labels[rows], weights[rows]

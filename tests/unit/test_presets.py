@@ -1,0 +1,81 @@
+"""Presets and settings of training, and the dropout of IDs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mail_core.errors import InputError
+from mail_core.models.embeddings import EmbeddingLayout
+from mail_core.models.mail import MailModel
+from mail_core.models.zero_shot import ZeroShotConfig
+from mail_core.schema.definition import UNKNOWN
+from mail_core.training.data import IdDropout
+from mail_core.training.presets import PRESETS, TrainingConfig, model_config
+
+CPU = torch.device("cpu")
+
+
+def test_paper_has_the_sizes_and_settings_of_section_4_2():
+    config = TrainingConfig(model=model_config("paper", "base_dnn", zero_shot=True))
+    assert (config.batch_size, config.learning_rate, config.model.dim) == (1024, 1e-3, 32)
+    assert config.model.tower_config.hidden == (512, 256) and config.model.tower_config.dropout == 0.5
+    assert config.model.zero_shot == ZeroShotConfig(hidden=(1024, 512), latent=512, attention=128, dropout=0.5,
+                                                    align=True, kernel="fixed")
+
+
+def test_tiny_differs_from_paper_in_embedding_and_hidden_sizes_only():
+    paper, tiny = (model_config(name, "base_dnn", zero_shot=True) for name in ("paper", "tiny"))
+    assert tiny != paper
+    assert replace(tiny, dim=paper.dim, tower_config=replace(tiny.tower_config, hidden=paper.tower_config.hidden),
+                   zero_shot=replace(tiny.zero_shot, hidden=paper.zero_shot.hidden, latent=paper.zero_shot.latent,
+                                     attention=paper.zero_shot.attention)) == paper
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_with_and_without_the_zero_shot_tower(alimama, preset):
+    vocabularies = (*(f.name for f in alimama.features), alimama.action_column)
+    layout = EmbeddingLayout.from_schema(alimama, {name: 10 for name in vocabularies})
+    with torch.device("meta"):
+        for zero_shot in (True, False):
+            assert (MailModel(model_config(preset, "base_dnn", zero_shot), layout).zero_shot is None) != zero_shot
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"epochs": 0}, {"max_epochs": 0}, {"patience": 0}, {"seed": -1},
+                                     {"learning_rate": 0.0}, {"embedding_optimizer": "sgd"}])
+def test_settings_out_of_range_are_refused_by_name(changes):
+    [name] = changes
+    with pytest.raises(InputError, match=name):
+        TrainingConfig(model=model_config("tiny", "base_dnn", True), **changes)
+
+
+def test_unknown_presets_and_towers_are_refused_with_what_there_is():
+    with pytest.raises(InputError, match="large.*paper, tiny"):
+        model_config("large", "base_dnn", True)
+    with pytest.raises(InputError, match="no_tower.*base_dnn"):
+        model_config("paper", "no_tower", True)
+
+
+def test_the_global_batch_is_split_evenly_or_refused():
+    config = TrainingConfig(model=model_config("tiny", "base_dnn", True), batch_size=1024)
+    assert [config.batch_of(ranks) for ranks in (1, 2, 4)] == [1024, 512, 256]
+    with pytest.raises(InputError, match="1024 is not a multiple of the 3 ranks"):
+        config.batch_of(3)
+
+
+def test_id_dropout_makes_a_share_of_known_ids_unknown_and_touches_nothing_else(alimama):
+    codes = torch.arange(20_000, dtype=torch.int32) % 10
+    encoded = {"userid": codes, "adgroup_id": codes, "cate_id": codes, "behavior_cate": codes[:, None]}
+    dropped = IdDropout(alimama, 7, CPU)(encoded)
+    for name in ("cate_id", "behavior_cate"):
+        assert dropped[name] is encoded[name]
+    for name in ("userid", "adgroup_id"):
+        changed = dropped[name] != codes
+        assert dropped[name].dtype == codes.dtype
+        assert (dropped[name][changed] == UNKNOWN).all() and (codes[changed] >= 3).all()
+        assert 0.01 < float(changed[codes >= 3].float().mean()) < 0.03  # the schema says 0.02
+    assert not torch.equal(dropped["userid"], dropped["adgroup_id"])
+    again, other = IdDropout(alimama, 7, CPU)(encoded), IdDropout(alimama, 8, CPU)(encoded)
+    assert torch.equal(again["userid"], dropped["userid"]) and not torch.equal(other["userid"], dropped["userid"])
