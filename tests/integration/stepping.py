@@ -47,7 +47,7 @@ def fresh_step(optimizer: str, ranks: Ranks, zero_shot: bool = True) -> TrainSte
 
 
 def state_of(step: TrainStep) -> dict[str, Tensor]:
-    """Parameters and Adam's first moments: Adam's steps hide a constant factor on the gradients, its moments show it."""
+    """Parameters and Adam's first moments, which show a constant factor on the gradients where the steps hide it."""
     state = {**step.model.state_dict(), "moment.table": step.g_b_table.state_dict()["m"]}
     for name, adam in (("g_a", step.g_a), ("g_b", step.g_b)):
         for group in adam.param_groups if adam is not None else ():

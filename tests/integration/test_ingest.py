@@ -214,7 +214,8 @@ def test_no_line_is_lost_whatever_the_lines(spark, alimama: Schema, tmp_path_fac
 
 def job(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYSPARK_PYTHON": sys.executable}
-    return subprocess.run([*launcher, str(JOB), *arguments], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run([*launcher, str(JOB), *arguments], capture_output=True, text=True, timeout=300,
+                          env=environment)
 
 
 def test_the_job_refuses_a_wrong_header_and_a_missing_file(alimama: Schema, tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_the_job_runs_under_plain_spark_submit(spark, alimama: Schema, tmp_path:
     done = job("--schema", "alimama", "--source", str(source), "--lake", lake,
                launcher=(submit, "--master", "local[2]", "--conf", "spark.sql.shuffle.partitions=3"))
     assert done.returncode == 0, done.stderr
-    assert "raw_sample.csv" in done.stdout and "ingest_logs done in" in done.stdout  # spark-submit joins the streams
+    assert "raw_sample.csv" in done.stdout and "ingest_logs done in" in done.stdout  # spark-submit joins both streams
     assert len(content(Lake(spark, lake, alimama), "raw_impressions")) == 3
 
 

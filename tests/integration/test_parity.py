@@ -1,8 +1,9 @@
-"""The same version gives the same rows the same CTR wherever it is loaded: torch, MLflow elsewhere, Spark, by candidate."""
+"""A version gives the same rows the same CTR wherever it is loaded: torch, MLflow elsewhere, Spark, by candidate."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -84,23 +85,30 @@ def test_a_shipped_package_scores_as_the_package(version, spark):
 
     def score(batches):
         for batch in batches:
-            yield pa.RecordBatch.from_pydict({"position": batch.column("position"), "ctr": handle.load().predict(batch)})
+            ctr = handle.load().predict(batch)
+            yield pa.RecordBatch.from_pydict({"position": batch.column("position"), "ctr": ctr})
 
     frame = spark.read.parquet(str(root / "rows.parquet")).repartition(3)
     found = frame.mapInArrow(score, "position long, ctr double").orderBy("position").collect()
     close([row["ctr"] for row in found], expected)
 
 
-def test_a_fresh_environment_of_the_versions_own_requirements_scores_as_the_package(version, tmp_path):
+@pytest.fixture
+def fresh_python(tmp_path):
+    """Python of a new environment; it is removed afterwards, since pytest keeps temporary folders and this one is large."""
+    venv.create(tmp_path / "env", with_pip=True)
+    yield str(tmp_path / "env" / "bin" / "python")
+    shutil.rmtree(tmp_path / "env")
+
+
+def test_a_fresh_environment_of_the_versions_own_requirements_scores_as_the_package(version, fresh_python, tmp_path):
     root, store, _, expected = version
     requirements = resolve_model("models:/parity/1").package_folder.parents[1] / "requirements.txt"
-    venv.create(tmp_path / "env", with_pip=True)
-    python = str(tmp_path / "env" / "bin" / "python")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)],
+    subprocess.run([fresh_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)],
                    cwd=tmp_path, env=environment, check=True, stdout=sys.stderr)
-    ran = subprocess.run([python, "-c", ELSEWHERE, str(root / "rows.parquet"), str(tmp_path / "ctr.npy")], cwd=tmp_path,
-                         env={**environment, "MLFLOW_TRACKING_URI": store}, capture_output=True, text=True)
+    ran = subprocess.run([fresh_python, "-c", ELSEWHERE, str(root / "rows.parquet"), str(tmp_path / "ctr.npy")],
+                         cwd=tmp_path, env={**environment, "MLFLOW_TRACKING_URI": store}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert str(root / "mlflow" / "artifacts") in ran.stdout
     close(np.load(tmp_path / "ctr.npy"), expected)

@@ -1,0 +1,198 @@
+"""A training run from an export to a registered version: what jobs/train.py calls on every rank."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch.utils import deterministic
+
+from mail_core.errors import InputError
+from mail_core.evaluation.cohorts import cohort_masks
+from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
+from mail_core.evaluation.tables import format_table
+from mail_core.lake.files import filesystem, join
+from mail_core.loading.manifest import MANIFEST, TEST, TRAIN, VALIDATION, find_export
+from mail_core.models.mail import MailModel
+from mail_core.package.store import NEW_USERS, save_package
+from mail_core.schema.definition import Schema
+from mail_core.training.data import Export, open_export
+from mail_core.training.loop import Recorder, fit
+from mail_core.training.predict import Predictions, diagnostics, predict
+from mail_core.training.presets import TrainingConfig
+from mail_core.training.ranks import Ranks
+
+CHALLENGER = "challenger"
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What to train, on what, and where it goes."""
+
+    schema: Schema
+    lake_uri: str
+    end_date: date
+    """The test day of the export."""
+    new_users: str | None
+    """Mode of the export; None: the only export of that day."""
+    preset: str
+    """Name of the preset that `config` was made from."""
+    config: TrainingConfig
+    model_name: str | None = None
+    """Name in the registry; None: from schema and tower."""
+    tracking_uri: str | None = None
+    """MLflow's store; None: beside a local lake. It may hold a password and is recorded nowhere."""
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        mail = "mail-" if self.config.model.zero_shot is not None else ""
+        return self.model_name or f"{self.schema.name}-{mail}{self.config.model.tower}"
+
+
+def check_request(request: TrainRequest, world_size: int) -> Export:
+    """Open the export and check all that can be checked before ranks are started.
+
+    Raises:
+        InputError: no such export, one that does not fit the schema or has an empty split, a batch that the ranks do
+            not divide.
+    """
+    if world_size < 1:
+        raise InputError(f"ranks: {world_size} (expected a whole number above 0)")
+    request.config.batch_of(world_size)
+    uri = find_export(request.lake_uri, request.end_date, request.new_users)
+    needed = (TRAIN, TEST) if request.config.epochs else (TRAIN, VALIDATION, TEST)
+    return open_export(uri, request.schema, *needed)
+
+
+def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
+    """Train on this rank among the others; rank 0 measures the test day, prints the cohorts and registers the version.
+
+    Returns the closing sentence. Raises InputError as `check_request` does, and where MLflow's store cannot be used.
+    """
+    if not ranks.is_first:
+        logging.getLogger("mail_core").setLevel(logging.WARNING)  # rank 0 speaks for all
+    export = check_request(request, ranks.world_size)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not ranks.is_first:
+        _trained(request, export, ranks, _record_nothing)
+        return f"rank {ranks.rank} of {ranks.world_size}"
+    # MLflow takes seconds to import, and rank 0 alone needs it.
+    from mail_core.tracking.registry import register_package, validated_model_name
+    from mail_core.tracking.runs import configure_tracking, tracked_run
+    name = validated_model_name(request.name)
+    configure_tracking(request.tracking_uri, request.lake_uri, request.schema.name)
+    with tracked_run(name, tags=_tags(request, export)) as run:
+        run.params(_params(request, export, ranks))
+        run.text(_manifest_text(export), MANIFEST)
+        model, epochs, predictions = _trained(request, export, ranks, run.metrics)
+        assert predictions is not None
+        cohorts = _cohorts(predictions)
+        measured = diagnostics(predictions)
+        run.params({"epochs": epochs})
+        run.metrics(_flat(cohorts, measured))
+        with tempfile.TemporaryDirectory() as folder:
+            package = save_package(Path(folder) / "package", model=model, encoders=export.encoders,
+                                   lineage=lineage(request, export, ranks, epochs),
+                                   metrics={"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured})
+            version = register_package(package, name, CHALLENGER)
+    title = f"{name} version {version}, {request.end_date}, new users {export.manifest.new_users}"
+    print(format_table({title: cohorts}))
+    print(f"registered models:/{name}/{version}", flush=True)
+    return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
+            f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, "
+            f"models:/{name}/{version} registered as {CHALLENGER}")
+
+
+def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) -> dict[str, Any]:
+    """Where the version comes from, as a JSON document."""
+    manifest, config = export.manifest, request.config
+    first_day = manifest.end_date - timedelta(days=manifest.days - 1)
+    return {
+        "schema": {"name": request.schema.name, "fingerprint": request.schema.fingerprint},
+        "export": {"manifest_fingerprint": hashlib.sha256(_manifest_text(export).encode()).hexdigest(),
+                   "encoder_fingerprint": manifest.encoder_fingerprint, "delta_versions": dict(manifest.delta_versions),
+                   "first_day": first_day.isoformat(), "end_date": manifest.end_date.isoformat(),
+                   "days": manifest.days},
+        NEW_USERS: manifest.new_users,
+        "training": {"preset": request.preset, "epochs": epochs, "seed": config.seed, "ranks": ranks.world_size,
+                     "device": ranks.device.type, "batch_size": config.batch_size,
+                     "learning_rate": config.learning_rate, "embedding_optimizer": config.embedding_optimizer},
+        "commit": code_commit(CHECKOUT),
+    }
+
+
+def code_commit(checkout: Path) -> str:
+    """Commit of the checkout that this code runs from, `-dirty` where files differ; `unknown` elsewhere."""
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return "unknown"
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _trained(request: TrainRequest, export: Export, ranks: Ranks,
+             record: Recorder) -> tuple[MailModel, int, Predictions | None]:
+    """What the ranks do together; they part before rank 0 packs and registers, which the others need not wait for."""
+    with ranks.process_group():
+        model, epochs = fit(export, request.config, ranks, record)
+        return model, epochs, predict(model, export, TEST, ranks, variants=True)
+
+
+def _record_nothing(values: Mapping[str, float], step: int) -> None:
+    """Ranks other than the first have nothing to record."""
+
+
+def _cohorts(predictions: Predictions) -> list[CohortMetrics]:
+    masks = cohort_masks(predictions.is_new, predictions.masked, predictions.unseen)
+    return cohort_metrics(predictions.labels, predictions.probabilities, predictions.user_keys, masks)
+
+
+def _flat(cohorts: list[CohortMetrics], measured: Mapping[str, float | None]) -> dict[str, float | None]:
+    """MLflow's metrics: test/COHORT/METRIC, and the diagnostics."""
+    return {**{f"test/{c.cohort}/{metric}": value for c in cohorts for metric, value in c.items()},
+            **{f"test/{name}": value for name, value in measured.items()}}
+
+
+def _params(request: TrainRequest, export: Export, ranks: Ranks) -> dict[str, object]:
+    config, model = request.config, request.config.model.to_dict()
+    tower, zero_shot = model.pop("tower_config"), model.pop("zero_shot")
+    return {"preset": request.preset, **model, **{f"tower.{k}": v for k, v in tower.items()},
+            "zero_shot": zero_shot is not None, **{f"zero_shot.{k}": v for k, v in (zero_shot or {}).items()},
+            "batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed,
+            "embedding_optimizer": config.embedding_optimizer, "max_epochs": config.max_epochs,
+            "patience": config.patience, "epochs_chosen_on": "argument" if config.epochs else "the last training day",
+            "ranks": ranks.world_size, "device": ranks.device.type,
+            "end_date": export.manifest.end_date, "days": export.manifest.days, "new_users": export.manifest.new_users,
+            **{f"rows.{split}": export.manifest.rows(split) for split in (TRAIN, VALIDATION, TEST)}}
+
+
+def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
+    return {"schema": request.schema.name, "schema_fingerprint": request.schema.fingerprint,
+            "tower": request.config.model.tower, "zero_shot": str(request.config.model.zero_shot is not None),
+            "new_users": export.manifest.new_users, "end_date": request.end_date.isoformat(),
+            "commit": code_commit(CHECKOUT),
+            **{f"delta_version.{table}": str(version) for table, version in export.manifest.delta_versions.items()}}
+
+
+def _manifest_text(export: Export) -> str:
+    fs, root = filesystem(export.uri)
+    with fs.open_input_stream(join(root, MANIFEST)) as source:
+        return source.read().decode()

@@ -1,0 +1,120 @@
+"""One step of Algorithm 1 on one of several ranks (design.md, decision 7).
+
+Shape legend: B rows of this rank's batch, N its old rows, A user attributes, L behaviour length, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mail_core.models.mail import MailModel
+from mail_core.training.exchange import exchange_row_gradients
+from mail_core.training.optimizers import BETAS, EPS, table_optimizer
+from mail_core.training.presets import TrainingConfig
+from mail_core.training.ranks import Ranks
+
+LOSSES = ("L_rt", "L_a", "L_v", "L_d")
+"""The curves of Figure 4: ranking (Eq. 13), attributes (Eq. 3), behaviour (Eq. 4), alignment (Eqs. 5-6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLosses:
+    """This rank's share of the step's losses; summed over ranks and divided by the counts they are per-row means."""
+
+    sums: Tensor
+    """(4,) in the order of LOSSES; L_d, a mean already, is counted once a rank that had old rows."""
+    counts: Tensor
+    """(4,) real rows, old rows, old rows, 1 or 0."""
+
+
+class TrainStep:
+    """The two towers as two DDP modules, G_A (zero-shot tower) and G_B (ranking tower, embedding table).
+
+    Called on every rank for every step, filler batches included: each step has the same collectives on every rank.
+    """
+
+    def __init__(self, model: MailModel, config: TrainingConfig, ranks: Ranks):
+        self.model, self.ranks = model, ranks
+        for tensor in (*model.parameters(), *model.buffers()):
+            ranks.broadcast(tensor.data)
+        groups = model.parameter_groups()
+        self.zero_shot = None if model.zero_shot is None else _parallel(model.zero_shot, ranks)
+        self.ranking = _parallel(model.ranking, ranks)
+        self.g_a = _adam(groups["zero_shot"], config.learning_rate) if groups["zero_shot"] else None
+        self.g_b = _adam(groups["ranking"], config.learning_rate)
+        self.g_b_table = table_optimizer(config.embedding_optimizer, model.tables.weight, config.learning_rate)
+
+    def __call__(self, encoded: Mapping[str, Tensor], labels_B: Tensor, weights_B: Tensor) -> StepLosses:
+        """Lines 3 to 9 of Algorithm 1 for one batch.
+
+        Args:
+            encoded: the batch's encoded columns.
+            labels_B: float32, 0 or 1.
+            weights_B: float32, 1 for a real row, 0 for a filler; some rank has a real row.
+        """
+        gathered = self.model.tables.gather(encoded)
+        inputs = gathered.inputs
+        old_B = inputs.mask_BL.any(1) & (weights_B > 0)
+        totals = self.ranks.sum(torch.stack([weights_B.sum(), old_B.sum().to(weights_B.dtype)]))
+        global_weight, global_old = totals.tolist()
+        zero_shot = torch.zeros(3, device=weights_B.device)
+        # Without any old row anywhere there is no L_zst, and G_A would move the tower by its momentum alone. All ranks
+        # have the same total, so that they skip together.
+        if self.zero_shot is not None and self.g_a is not None and global_old > 0:
+            # Detached: no gradient of L_zst reaches a table (trick 1 of 3.2.4).
+            zero_shot = self._step_zero_shot(inputs.a_BAD[old_B].detach(), inputs.v_BLD[old_B].detach(),
+                                             inputs.mask_BL[old_B], global_old)
+        # By the tower that G_A has just stepped, without gradient.
+        output = self.ranking(self.model.complete(inputs))
+        losses_B = F.binary_cross_entropy_with_logits(output.logits_B, labels_B, reduction="none")
+        ranking_sum = (weights_B * losses_B).sum()
+        # DDP averages over ranks: a share of the global mean on each rank therefore counts world-size times.
+        loss = (ranking_sum + sum(output.auxiliary.values())) * (self.ranks.world_size / max(global_weight, 1.0))
+        self.g_b.zero_grad(set_to_none=True)
+        loss.backward()
+        self.g_b.step()
+        self.g_b_table.step(*exchange_row_gradients(*gathered.row_gradients(), self.ranks))
+        # A tower alone has no L_a, L_v and L_d: they count no row and get no curve.
+        old = old_B.sum().to(weights_B.dtype) * (self.zero_shot is not None)
+        return StepLosses(sums=torch.cat([ranking_sum.detach().view(1), zero_shot]),
+                          counts=torch.stack([weights_B.sum(), old, old, (old > 0).to(weights_B.dtype)]))
+
+    def _step_zero_shot(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor, global_old: float) -> Tensor:
+        """Lines 4 and 5: L_zst (Eq. 7) of the old rows and the step of G_A. (3,): sums of L_a and L_v, and L_d."""
+        assert self.zero_shot is not None and self.g_a is not None
+        losses = self.zero_shot(a_NAD, v_NLD, mask_NL)
+        share = self.ranks.world_size / global_old
+        loss = (losses.attribute + losses.behavior) * share + losses.alignment
+        self.g_a.zero_grad(set_to_none=True)
+        loss.backward()
+        self.g_a.step()
+        return torch.stack([losses.attribute, losses.behavior, losses.alignment]).detach()
+
+    def average_buffers(self) -> None:
+        """Batch norm's running statistics averaged over ranks, to be called before the model is saved or evaluated.
+
+        Each rank normalises by its own batch and keeps its own running statistics. An average of running means is the
+        running mean of all ranks' rows, where DDP's own sync of buffers would throw away what the other ranks have seen
+        (and still leave rank 1 apart from rank 0 after the last step).
+        """
+        for buffer in self.model.buffers():
+            if buffer.is_floating_point():
+                self.ranks.sum(buffer).div_(self.ranks.world_size)
+            else:
+                self.ranks.broadcast(buffer)
+
+
+def _parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return module
+    return DistributedDataParallel(module, forward_sync_buffers=False, find_unused_parameters=False)
+
+
+def _adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=BETAS, eps=EPS, fused=True)
