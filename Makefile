@@ -6,6 +6,8 @@ RECBOLE := recbole-1.2.1-py3-none-any.whl
 RECBOLE_SHA256 := 9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 
 export PYTHONUNBUFFERED := 1
+# No figures of use to MLflow's makers from batch jobs.
+export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: help setup quickstart movielens test test-unit lint clean
 

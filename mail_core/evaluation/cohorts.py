@@ -1,8 +1,6 @@
-"""Which rows count as old, new and unseen (design.md, decision 3): new is a property of a row, unseen one of its user."""
+"""Which rows count as old, new and unseen: new is a property of a row, unseen one of its user."""
 
 from __future__ import annotations
-
-from typing import Mapping
 
 import numpy as np
 
@@ -15,7 +13,7 @@ def cohort_masks(is_new: np.ndarray, masked: np.ndarray, unseen: np.ndarray) -> 
 
     Args:
         is_new: (B,) the row's as-of sequence, after masking, is empty (Eq. 9).
-        masked: (B,) the row's user is masked; such a row counts as `new_masked` whether or not it had behaviour to lose.
+        masked: (B,) the row's user is masked; such a row is `new_masked` whether or not it had behaviour to lose.
         unseen: (B,) the row's user is absent from the training days (no trained embedding of the user's ID).
     """
     is_new, masked, unseen = (np.asarray(flags).astype(bool) for flags in (is_new, masked, unseen))
@@ -23,8 +21,3 @@ def cohort_masks(is_new: np.ndarray, masked: np.ndarray, unseen: np.ndarray) -> 
     masks = {"old": ~is_new, "new_masked": is_new & masked, "new_natural": is_new & ~masked, "new": is_new,
              "unseen": unseen, "all": np.ones_like(is_new)}
     return {cohort: masks[cohort] for cohort in COHORTS}
-
-
-def flag_masks(flags: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`cohort_masks` of a batch of columns that holds `is_new`, `masked` and `unseen`."""
-    return cohort_masks(flags["is_new"], flags["masked"], flags["unseen"])

@@ -1,6 +1,8 @@
 """Two models on the same rows: paired differences with a bootstrap interval over users.
 
-Rows of a user are not independent, so whole users are drawn. Shapes: B rows, U users, R resamples, G groups of tied scores.
+Rows of a user are not independent, so whole users are drawn.
+
+Shapes: B rows, U users, R resamples, G groups of tied scores.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Callable
 
 import numpy as np
 
+from mail_core.errors import InputError
 from mail_core.evaluation.metrics import auc, gauc, user_aucs
 
 
@@ -22,6 +25,11 @@ class BootstrapConfig:
     confidence: float = 0.95
     """Share of the resamples between the interval's two ends (percentile interval)."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1 or not 0 < self.confidence < 1:
+            raise InputError(f"bootstrap: {self.resamples} resamples, confidence {self.confidence} (expected 1 or "
+                             "more, and a share between 0 and 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,8 @@ def paired_differences(cohort: str, labels: np.ndarray, probabilities: np.ndarra
     labels = np.asarray(labels)
     scores = [np.asarray(p, dtype=np.float64) for p in (probabilities, against)]
     differences = []
-    for metric, point, prepare in (("auc", auc, _weighted_auc), ("gauc", lambda y, p: gauc(y, p, user_keys), _weighted_gauc)):
+    metrics = (("auc", auc, _weighted_auc), ("gauc", lambda y, p: gauc(y, p, user_keys), _weighted_gauc))
+    for metric, point, prepare in metrics:
         values = [point(labels, p) for p in scores] if len(labels) else [None, None]
         if values[0] is None or values[1] is None:
             differences.append(PairedDifference(cohort=cohort, metric=metric, difference=None, low=None, high=None))

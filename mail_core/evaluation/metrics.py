@@ -63,7 +63,7 @@ def metrics_of(cohort: str, labels: np.ndarray, probabilities: np.ndarray, user_
         cohort=cohort, rows=len(labels), users=len(np.unique(user_keys)), ctr=float(np.mean(labels)),
         auc=auc(labels, probabilities), gauc=gauc(labels, probabilities, user_keys),
         logloss=float(log_loss(labels, probabilities, labels=[0, 1])),
-        ece=float(binary_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(labels.astype(np.int64)),
+        ece=float(binary_calibration_error(torch.tensor(probabilities), torch.tensor(labels.astype(np.int64)),
                                            n_bins=CALIBRATION_BINS)))
 
 

@@ -90,6 +90,11 @@ class Manifest:
         """Rows of the named splits."""
         return sum(entry.rows for entry in self.files(splits))
 
+    def click_rate(self, *splits: str) -> float:
+        """Clicks a row of the named splits, from the export's statistics."""
+        counted = [self.statistics["splits"][split] for split in splits]
+        return sum(c["clicks"] for c in counted) / sum(c["rows"] for c in counted)
+
     def encoders_uri(self, export_uri: str) -> str:
         """Where `Encoders.load` finds this export's encoders."""
         return join(export_uri, self.data, "encoders")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.2
 """Of every LeakyReLU (the authors' code; the paper gives none)."""
+
+
+def log_odds(probability: float, clearance: float = 1e-4) -> float:
+    """log(p / (1 - p)), with p kept `clearance` away from 0 and 1."""
+    p = min(max(probability, clearance), 1 - clearance)
+    return math.log(p / (1 - p))
 
 
 class Dense(nn.Linear):

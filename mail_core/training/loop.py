@@ -78,6 +78,7 @@ def train(export: Export, splits: tuple[str, ...], epochs: int, config: Training
           prefix: str) -> Iterator[MailModel]:
     """A fresh model, yielded after each of `epochs` passes over `splits`; the same one each time, stepped further."""
     model = build_model(export, config, ranks)
+    model.ranking.set_prior(export.manifest.click_rate(*splits))
     step = TrainStep(model, config, ranks)
     batch_size = config.batch_of(ranks.world_size)
     # From here on every rank draws its own dropout, and its own unknown IDs.

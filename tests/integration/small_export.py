@@ -78,16 +78,19 @@ def write_export(lake: Path, files: Mapping[str, Sequence[int]] | None = None, n
     schema, mode, data = small_schema(), NewUserMode.parse(new_users), "data-1"
     encoders = small_encoders(schema, mode)
     uri = export_uri(str(lake), END, DAYS, mode)
-    splits = {}
+    splits, counts = {}, {}
     for number, (split, sizes) in enumerate((files or SPLIT_FILES).items()):
         (Path(uri) / data / split).mkdir(parents=True)
         splits[split] = tuple(FileEntry(path=f"{data}/{split}/part-{i:05}.parquet", rows=n)
                               for i, n in enumerate(sizes))
+        counts[split] = {"rows": sum(sizes), "clicks": 0}
         for i, entry in enumerate(splits[split]):
             arrays = encoded_rows(encoders, entry.rows, seed=seed * 1000 + number * 100 + i, mode=mode)
+            counts[split]["clicks"] += int(arrays["label"].sum())
             pq.write_table(pa.Table.from_batches([to_arrow(arrays)]), Path(uri) / entry.path)
     encoders.save(str(Path(uri) / data / "encoders"))
     Manifest(schema_name=schema.name, schema_fingerprint=schema.fingerprint, encoder_fingerprint=encoders.fingerprint,
              new_users=new_users, end_date=END, days=DAYS, delta_versions={"features": 3}, data=data, splits=splits,
-             sequence_length=schema.sequence_length, columns=export_columns(schema), statistics={}).write(uri)
+             sequence_length=schema.sequence_length, columns=export_columns(schema),
+             statistics={"splits": counts}).write(uri)
     return uri

@@ -95,7 +95,7 @@ def test_a_shipped_package_scores_as_the_package(version, spark):
 
 @pytest.fixture
 def fresh_python(tmp_path):
-    """Python of a new environment; it is removed afterwards, since pytest keeps temporary folders and this one is large."""
+    """Python of a new environment, removed afterwards: pytest keeps temporary folders, and this one takes gigabytes."""
     venv.create(tmp_path / "env", with_pip=True)
     yield str(tmp_path / "env" / "bin" / "python")
     shutil.rmtree(tmp_path / "env")
@@ -105,10 +105,10 @@ def test_a_fresh_environment_of_the_versions_own_requirements_scores_as_the_pack
     root, store, _, expected = version
     requirements = resolve_model("models:/parity/1").package_folder.parents[1] / "requirements.txt"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    subprocess.run([fresh_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)],
-                   cwd=tmp_path, env=environment, check=True, stdout=sys.stderr)
+    subprocess.run([fresh_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r",
+                    str(requirements)], cwd=tmp_path, env=environment, check=True, stdout=sys.stderr)
     ran = subprocess.run([fresh_python, "-c", ELSEWHERE, str(root / "rows.parquet"), str(tmp_path / "ctr.npy")],
-                         cwd=tmp_path, env={**environment, "MLFLOW_TRACKING_URI": store}, capture_output=True, text=True)
+                         cwd=tmp_path, env=environment | {"MLFLOW_TRACKING_URI": store}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert str(root / "mlflow" / "artifacts") in ran.stdout
     close(np.load(tmp_path / "ctr.npy"), expected)

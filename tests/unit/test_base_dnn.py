@@ -136,3 +136,12 @@ def test_tower_builds_on_meta_and_reset_makes_it_work():
 def test_a_configuration_that_does_not_fit_is_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         BaseDnnConfig(**wrong)
+
+
+def test_a_prior_makes_the_fresh_tower_start_at_the_constant_click_rate():
+    tower = tower_of().eval()
+    nn.init.zeros_(tower.output.weight)
+    tower.set_prior(0.05)
+    torch.testing.assert_close(torch.sigmoid(tower(inputs_of([0, 2, 5])).logits_B), torch.full((3,), 0.05))
+    tower.set_prior(0.0)
+    assert torch.isfinite(tower.output.bias).all()

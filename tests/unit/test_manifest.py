@@ -31,7 +31,8 @@ def manifest(alimama, encoders) -> Manifest:
     return Manifest(schema_name=alimama.name, schema_fingerprint=alimama.fingerprint, new_users="masked:0.4:7",
                     encoder_fingerprint=encoders.fingerprint, end_date=DAY, days=8, delta_versions={"features": 3},
                     sequence_length=alimama.sequence_length, data="data-1", columns=export_columns(alimama),
-                    splits=files, statistics={"users": 4})
+                    splits=files, statistics={"users": 4, "splits": {
+                        "train": {"rows": 5, "clicks": 1}, "test": {"rows": 2, "clicks": 2}}})
 
 
 def test_a_written_manifest_is_read_as_it_was(manifest, tmp_path):
@@ -44,6 +45,11 @@ def test_writing_replaces_the_manifest_in_place(manifest, tmp_path):
     manifest.write(str(tmp_path))
     replace(manifest, days=9).write(str(tmp_path))
     assert read_manifest(str(tmp_path)).days == 9
+
+
+def test_click_rate_is_over_the_rows_of_all_named_splits(manifest):
+    assert manifest.click_rate("train") == 1 / 5
+    assert manifest.click_rate("train", "test") == 3 / 7
 
 
 def test_rows_and_files_of_splits(manifest):

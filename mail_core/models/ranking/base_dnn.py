@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mail_core.models.config import check_share, check_sizes
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
-from mail_core.models.layers import SLOPE, BatchNorm, Dense
+from mail_core.models.layers import SLOPE, BatchNorm, Dense, log_odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,10 @@ class BaseDnn(nn.Module):
     def reset_parameters(self) -> None:
         for layer in (self.dense1, self.norm1, self.dense2, self.norm2, self.output):
             layer.reset_parameters()
+
+    def set_prior(self, ctr: float) -> None:
+        """Let the fresh tower's output bias be the log odds of `ctr`, which Adam would otherwise spend epochs on."""
+        nn.init.constant_(self.output.bias, log_odds(ctr))
 
     def forward(self, inputs: TowerInputs) -> RankingOutput:
         """Logits (B,), Eqs. 11 and 12."""

@@ -1,0 +1,138 @@
+"""A loaded model version: raw rows in, CTR out. Encoding and model are those of training, in float32 and eval mode.
+
+B rows, U users, L behaviour length, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mail_core.encoding.encode import encode
+from mail_core.encoding.encoders import Encoders
+from mail_core.errors import InputError
+from mail_core.models.mail import MailConfig, MailModel
+from mail_core.package.inputs import conform, table_from_pandas
+from mail_core.schema.arrow import input_schema
+from mail_core.schema.definition import Schema
+
+CHUNK_ROWS = 4096
+"""Rows that the model sees at once: (4096, L, D) floats are 52 MB at the paper's sizes."""
+CHUNK_USERS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One model version in memory; `mail_core.package.store` reads and writes it."""
+
+    schema: Schema
+    encoders: Encoders
+    config: MailConfig
+    model: MailModel
+    """In eval mode."""
+    lineage: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    input_example: pa.Table
+    """Raw rows in `input_schema(schema)`."""
+
+    def predict(self, rows: pa.Table | pa.RecordBatch, chunk_rows: int = CHUNK_ROWS) -> np.ndarray:
+        """float64 (B,) CTR in the order of `rows`, which has every column of `input_schema(schema)`.
+
+        The chunk size changes memory, and the CTR by rounding only (below 1e-6).
+
+        Raises:
+            InputError: a column is missing, or its values do not fit without loss.
+        """
+        return self._predict(conform(rows, input_schema(self.schema)), chunk_rows)
+
+    def predict_frame(self, frame: pd.DataFrame) -> np.ndarray:
+        """`predict` of a pandas frame; None and NaN are NULL."""
+        return self._predict(table_from_pandas(frame, input_schema(self.schema)), CHUNK_ROWS)
+
+    @torch.no_grad()
+    def predict_candidates(self, users: pa.Table, user_index: np.ndarray, candidates: pa.Table,
+                           chunk_rows: int = CHUNK_ROWS) -> np.ndarray:
+        """float64 (B,) CTR of candidates; users are encoded, embedded and completed (Eq. 8) once, not once a candidate.
+
+        Args:
+            users: U rows with the columns of `user_schema`.
+            user_index: int (B,) row of `users` that candidate i is for.
+            candidates: B rows with the columns of `candidate_schema`.
+
+        Raises:
+            InputError: as `predict`, or an index outside `users`.
+        """
+        users, candidates = conform(users, self.user_schema), conform(candidates, self.candidate_schema)
+        user_index = np.asarray(user_index, dtype=np.int64)
+        if len(user_index) != candidates.num_rows:
+            raise InputError(f"{candidates.num_rows} candidates with {len(user_index)} user indices, expected one each")
+        if len(user_index) and not 0 <= user_index.min() <= user_index.max() < users.num_rows:
+            raise InputError(f"user indices from {user_index.min()} to {user_index.max()}, expected 0 to "
+                             f"{users.num_rows - 1}")
+        order = np.argsort(user_index, kind="stable")
+        logits = np.empty(len(user_index), dtype=np.float64)
+        for first, stop in _spans(users.num_rows, CHUNK_USERS):
+            begin, end = np.searchsorted(user_index[order], [first, stop])
+            if begin == end:
+                continue
+            part = self.model.embed_users(self._tensors(users.slice(first, stop - first)))
+            for chunk, chunk_stop in _spans(end - begin, chunk_rows):
+                rows = order[begin + chunk:begin + chunk_stop]
+                index_B = torch.from_numpy(user_index[rows] - first).to(part.a_UAD.device)
+                logits_B = self.model.rank(part, index_B, self._tensors(candidates.take(rows)))
+                logits[rows] = logits_B.double().cpu().numpy()
+        return _sigmoid(logits)
+
+    @property
+    def user_schema(self) -> pa.Schema:
+        """Raw columns that belong to the user: attributes and the behaviour sequence."""
+        names = [f.name for f in self.schema.group("user")] + list(self.schema.behavior_vocabularies)
+        return pa.schema([input_schema(self.schema).field(name) for name in names])
+
+    @property
+    def candidate_schema(self) -> pa.Schema:
+        """Raw columns of a candidate: context and target item."""
+        names = [f.name for group in ("context", "item") for f in self.schema.group(group)]
+        return pa.schema([input_schema(self.schema).field(name) for name in names])
+
+    @torch.no_grad()
+    def pooled_behavior(self, rows: pa.Table | pa.RecordBatch) -> tuple[np.ndarray, np.ndarray] | None:
+        """Real and virtual behaviour (Eq. 8) of `rows`, each (B, D): the sum over the L positions, divided by L.
+
+        D2 is fitted to the whole sequence with zeros at padding, so both sides are pooled over all L positions.
+        None for a version without a zero-shot tower.
+        """
+        if self.model.zero_shot is None:
+            return None
+        users = conform(rows, self.user_schema)
+        real, virtual = [], []
+        for first, stop in _spans(users.num_rows, CHUNK_ROWS):
+            a_BAD, v_BLD, _ = self.model.tables.gather_users(self._tensors(users.slice(first, stop - first)))
+            real.append(v_BLD.mean(1).cpu().numpy())
+            virtual.append(self.model.zero_shot.virtual_behavior(a_BAD).mean(1).cpu().numpy())
+        empty = np.empty((0, self.config.dim), dtype=np.float32)
+        return np.concatenate([empty, *real]), np.concatenate([empty, *virtual])
+
+    @torch.no_grad()
+    def _predict(self, rows: pa.Table, chunk_rows: int) -> np.ndarray:
+        logits = [self.model(self._tensors(rows.slice(first, stop - first))).double().cpu().numpy()
+                  for first, stop in _spans(rows.num_rows, chunk_rows)]
+        return _sigmoid(np.concatenate([np.empty(0), *logits]))
+
+    def _tensors(self, rows: pa.Table) -> dict[str, Tensor]:
+        device = self.model.tables.weight.device
+        return {name: torch.from_numpy(array).to(device) for name, array in encode(rows, self.encoders).items()}
+
+
+def _spans(rows: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + size, rows)) for first in range(0, rows, size))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).sigmoid().numpy()

@@ -1,0 +1,135 @@
+"""MLflow's store and runs. The store's address may hold a password: messages show it `redacted`, runs never."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Mapping
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mail_core.errors import InputError
+from mail_core.lake.files import local_path
+
+STORE_FOLDER, STORE_FILE, ARTIFACTS_FOLDER = "mlflow", "mlflow.db", "artifacts"
+_SQLITE = "sqlite:///"
+_REACHABLE_SECONDS = 10
+
+logger = logging.getLogger(__name__)
+
+
+def configure_tracking(tracking_uri: str | None, lake_uri: str, experiment: str | None = None) -> str:
+    """Point MLflow (tracking and registry) at its store and return the store's URI.
+
+    Args:
+        tracking_uri: None for a SQLite store beside a local lake, `<lake>/../mlflow/mlflow.db`.
+        lake_uri: as of `validated_lake_uri`.
+        experiment: made where it does not exist and set for runs; a SQLite store's runs keep their artifacts beside
+            it, wherever the job was started. None: only to read, so the store must be there.
+
+    Raises:
+        InputError: a remote lake without a tracking URI, a server that does not answer, no store to read, or none
+            at all at that address.
+    """
+    uri = tracking_uri or _default_store(lake_uri)
+    artifacts = None
+    if uri.startswith(_SQLITE):
+        database = _database(uri, create=experiment is not None)
+        uri, artifacts = f"{_SQLITE}{database}", (database.parent / ARTIFACTS_FOLDER).as_uri()
+    elif uri.startswith(("http://", "https://")):
+        _check_answers(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # hundreds of carriage returns in a log
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        client = MlflowClient()
+        if experiment is not None:
+            if client.get_experiment_by_name(experiment) is None:
+                client.create_experiment(experiment, artifact_location=artifacts and f"{artifacts}/{experiment}")
+            mlflow.set_experiment(experiment)
+    except MlflowException as error:
+        raise InputError(f"tracking URI {redacted(uri)}: {error.message}") from error
+    return uri
+
+
+def redacted(uri: str) -> str:
+    """`uri` without its user name and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1])) if "@" in parts.netloc else uri
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A running MLflow run."""
+
+    run_id: str
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Settings, as text."""
+        mlflow.log_params({key: str(value) for key, value in values.items()}, run_id=self.run_id)
+
+    def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
+        """Figures; undefined ones (None, NaN) are left out."""
+        defined = {key: float(v) for key, v in values.items() if v is not None and not math.isnan(v)}
+        mlflow.log_metrics(defined, step=step, run_id=self.run_id)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Text by which runs are found."""
+        mlflow.set_tags(dict(values))
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Keep a local file, under `folder` of the run's artifacts."""
+        mlflow.log_artifact(str(path), artifact_path=folder, run_id=self.run_id)
+
+    def text(self, text: str, file: str) -> None:
+        """Keep `text` as the file `file` of the run's artifacts."""
+        mlflow.log_text(text, file, run_id=self.run_id)
+
+
+@contextmanager
+def tracked_run(name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
+    """A run in the experiment of `configure_tracking`; it ends FINISHED, or FAILED where the body raises."""
+    with mlflow.start_run(run_name=name, tags=dict(tags or {})) as run:
+        yield TrackedRun(run.info.run_id)
+
+
+def _default_store(lake_uri: str) -> str:
+    lake = local_path(lake_uri)
+    if lake is None:
+        raise InputError(f"lake {lake_uri} is remote, so no MLflow store can stand beside it: give --tracking-uri")
+    return f"{_SQLITE}{lake.parent / STORE_FOLDER / STORE_FILE}"
+
+
+def _database(uri: str, create: bool) -> Path:
+    path = Path(uri.removeprefix(_SQLITE)).absolute()
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start and not start.startswith(b"SQLite format 3"):
+            raise InputError(f"tracking URI {uri}: {path} is not a SQLite database")
+    elif not create:
+        raise InputError(f"tracking URI {uri}: no file {path}; train a model first, or give --tracking-uri")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"tracking URI {uri}: cannot make the folder {path.parent}: {error}") from error
+    return path
+
+
+def _check_answers(uri: str) -> None:
+    """One quick request, because MLflow itself repeats a failing one for minutes."""
+    try:
+        urlopen(f"{redacted(uri).rstrip('/')}/health", timeout=_REACHABLE_SECONDS).close()
+    except HTTPError:
+        logger.debug("%s answers", redacted(uri))  # with an error, but it is there: MLflow says what is wrong
+    except (URLError, OSError) as error:
+        raise InputError(f"tracking URI {redacted(uri)}: no answer ({getattr(error, 'reason', error)})") from error
