@@ -7,7 +7,7 @@ import argparse
 import sys
 from datetime import date
 
-from mail_core.job import run_job
+from mail_core.job import dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -25,9 +25,7 @@ def main(args: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("--schema", required=True, help="name or path of the schema")
-    result.add_argument("--lake", required=True, help="URI of the Delta tables")
+    result = dataset_parser(__doc__)
     result.add_argument("--date", required=True, type=date.fromisoformat, help="last day, YYYY-MM-DD")
     result.add_argument("--days", type=int, default=1, help="days up to and with the last one (default: 1)")
     result.add_argument("--allow-short", action="store_true",

@@ -9,7 +9,7 @@ import argparse
 import sys
 from datetime import date
 
-from mail_core.job import run_job
+from mail_core.job import dataset_parser, run_job
 from mail_core.schema.reader import load_schema
 from mail_core.spark.ingest import ingest_logs
 from mail_core.spark.session import spark_session
@@ -24,10 +24,8 @@ def main(args: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--schema", required=True, help="name of a schema of schemas/, or path of a YAML file")
+    result = dataset_parser(__doc__)
     result.add_argument("--source", required=True, help="folder of the raw files: plain, .gz, or folders of parts")
-    result.add_argument("--lake", required=True, help="URI of the lake: a folder or an object store")
     result.add_argument("--date", type=date.fromisoformat, metavar="YYYY-MM-DD",
                         help="the local day that is delivered (SOURCE/YYYY-MM-DD where it exists); "
                              "left out: SOURCE is the whole truth for every local day it holds")

@@ -8,13 +8,13 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from mail_core.job import run_job
+from mail_core.job import dataset_parser, run_job
 from mail_core.pipeline import PipelineConfig, pipeline_steps, run_steps
 
 
 def main(args: argparse.Namespace) -> str:
     config = PipelineConfig(
-        schema=args.schema, source=args.source, lake=args.lake, end_date=args.end_date, days=args.days,
+        schema=args.schema, source=args.source, lake=Path(args.lake), end_date=args.end_date, days=args.days,
         new_users=args.new_users, preset=args.preset, ranks=args.ranks, tower=args.tower, seed=args.seed,
         epochs=args.epochs, world=args.world)
     steps = pipeline_steps(config)
@@ -23,10 +23,8 @@ def main(args: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("--schema", required=True, help="name or path of the schema")
+    result = dataset_parser(__doc__)
     result.add_argument("--source", required=True, type=Path, help="folder of raw files")
-    result.add_argument("--lake", required=True, type=Path, help="folder of the Delta tables")
     result.add_argument("--end-date", required=True, type=date.fromisoformat, help="test day, YYYY-MM-DD")
     result.add_argument("--days", type=int, default=PipelineConfig.days, help="days with the test day")
     result.add_argument("--new-users", default=PipelineConfig.new_users, help="natural or masked:FRACTION:SEED")

@@ -11,7 +11,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from mail_core.job import run_job
+from mail_core.job import dataset_parser, run_job
 from mail_core.lake.files import validated_lake_uri
 from mail_core.schema.reader import load_schema
 from mail_core.training.launcher import is_rank, launch
@@ -36,9 +36,7 @@ def main(args: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("--schema", required=True, help="name or path of the schema")
-    result.add_argument("--lake", required=True, help="path or URI of the lake")
+    result = dataset_parser(__doc__)
     result.add_argument("--end-date", required=True, type=date.fromisoformat, help="test day of the export, YYYY-MM-DD")
     result.add_argument("--preset", default="paper", choices=list(PRESETS), help="sizes of the model")
     result.add_argument("--ranks", type=int, default=1, help="processes to start here (under torchrun: torchrun's)")

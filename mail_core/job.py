@@ -36,6 +36,14 @@ def run_job(name: str, parser: argparse.ArgumentParser, main: Callable[[argparse
     return DONE
 
 
+def dataset_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what every job on a dataset's tables takes."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--schema", required=True, help="name of a schema of schemas/, or path of a YAML file")
+    result.add_argument("--lake", required=True, help="URI of the Delta tables: a folder or an object store")
+    return result
+
+
 def configure_logging() -> None:
     """Plain timestamped lines on stderr; the engines' own chatter from WARNING up."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -45,12 +45,13 @@ class PipelineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One job's command line; `shown` steps have their results printed again at the end."""
+    """One job's command line."""
 
     title: str
     job: str
     arguments: tuple[str, ...]
-    shown: bool = False
+    last_lines: int | None = 0
+    """Lines of its results that are printed again at the end; None: all of them."""
 
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
@@ -70,24 +71,24 @@ def pipeline_steps(config: PipelineConfig) -> list[Step]:
         Step(title="export", job="export_training",
              arguments=(*table, "--end-date", end, *days, "--new-users", config.new_users)),
         Step(title="train the ranking tower alone", job="train", arguments=(*train, "--no-zero-shot")),
-        Step(title="train MAIL", job="train", arguments=train),
-        Step(title="evaluate", job="evaluate", shown=True, arguments=(
+        Step(title="train MAIL", job="train", last_lines=1, arguments=train),
+        Step(title="evaluate", job="evaluate", last_lines=None, arguments=(
             *table, "--date", end, "--model", f"models:/{mail}@challenger",
             "--against", f"models:/{base}@challenger", *world)),
-        Step(title="score", job="score", shown=True, arguments=(
+        Step(title="score", job="score", last_lines=None, arguments=(
             *table, "--date", (config.end_date + timedelta(days=1)).isoformat(),
             "--model", f"models:/{mail}@challenger")),
     ]
 
 
 def run_steps(steps: list[Step]) -> str:
-    """Run the steps one after another and return what the `shown` ones printed.
+    """Run the steps one after another and return the results that they want shown at the end.
 
     Raises:
         InputError: a job found its arguments or input bad (it has said what).
         RuntimeError: a job failed.
     """
-    shown = []
+    shown: list[str] = []
     for number, step in enumerate(steps, 1):
         command = [sys.executable, str(JOBS / f"{step.job}.py"), *step.arguments]
         logger.info("step %d of %d, %s: python jobs/%s.py %s", number, len(steps), step.title, step.job,
@@ -100,6 +101,6 @@ def run_steps(steps: list[Step]) -> str:
             message = f"step {step.title}: jobs/{step.job}.py ended with exit code {done.returncode}"
             raise InputError(message) if done.returncode == BAD_INPUT else RuntimeError(message)
         logger.info("step %d of %d, %s: %.0f s", number, len(steps), step.title, time.monotonic() - start)
-        if step.shown:
-            shown.append(done.stdout)
+        lines = done.stdout.strip("\n").split("\n")
+        shown += lines if step.last_lines is None else lines[len(lines) - step.last_lines:]
     return "\n".join(shown)
