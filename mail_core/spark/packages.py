@@ -66,4 +66,4 @@ def ship_package(spark: SparkSession, folder: Path | str) -> PackageHandle:
 @lru_cache(maxsize=_CACHED_PACKAGES)
 def _load(handle: PackageHandle) -> Package:
     torch.set_num_threads(handle.threads)
-    return load_package(handle.folder.path())
+    return load_package(handle.folder.path(), "cuda" if torch.cuda.is_available() else "cpu")

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from mail_core.lake.tables import Lake
 from mail_core.pipeline import PipelineConfig, Step, pipeline_steps, run_steps
+from mail_core.tracking.runs import configure_tracking
 
 END = date(2017, 5, 13)
 WRITTEN_WHEN = ("scored_at", "evaluated_at")
@@ -85,7 +86,8 @@ def test_each_job_run_again_gives_the_same_tables(printed, config, spark, alimam
 def test_the_same_export_seed_and_ranks_give_the_same_metrics(printed, config):
     mail = next(step for step in pipeline_steps(config) if step.title == "train MAIL")
     run(mail)
-    client = mlflow.MlflowClient(f"sqlite:///{config.lake.parent / 'mlflow' / 'mlflow.db'}")
+    configure_tracking(None, str(config.lake))  # tracking and registry: another module may have set either elsewhere
+    client = mlflow.MlflowClient()
     name = "alimama-mail-base_dnn"
     metrics = [client.get_run(client.get_model_version(name, version).run_id).data.metrics for version in ("1", "2")]
     measured = [{k: v for k, v in found.items() if "auc" in k or "logloss" in k} for found in metrics]

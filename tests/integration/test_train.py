@@ -25,6 +25,7 @@ from mail_core.loading.manifest import TEST
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.package.store import load_package
 from mail_core.schema.reader import load_schema
+from mail_core.tracking.runs import configure_tracking
 from mail_core.training.data import open_export
 from mail_core.training.launcher import launch
 from mail_core.training.loop import build_model, fit
@@ -182,7 +183,8 @@ def registered(lake) -> subprocess.CompletedProcess:
 
 
 def version_of(lake: Path, name: str):
-    client = mlflow.MlflowClient(f"sqlite:///{lake.parent / 'mlflow' / 'mlflow.db'}")
+    configure_tracking(None, str(lake))  # tracking and registry: another module may have set either elsewhere
+    client = mlflow.MlflowClient()
     return client, client.get_model_version_by_alias(name, "challenger")
 
 
@@ -208,7 +210,6 @@ def test_the_job_prints_the_cohorts_and_registers_a_challenger_with_its_run(lake
 
 def test_the_version_is_a_package_with_its_lineage_and_holds_no_pickle(lake, registered):
     client, version = version_of(lake, "alimama-mail-base_dnn")
-    mlflow.set_tracking_uri(f"sqlite:///{lake.parent / 'mlflow' / 'mlflow.db'}")
     source = client.get_model_version_download_uri(version.name, version.version)
     folder = Path(mlflow.artifacts.download_artifacts(source))
     assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
