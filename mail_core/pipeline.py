@@ -102,5 +102,6 @@ def run_steps(steps: list[Step]) -> str:
             raise InputError(message) if done.returncode == BAD_INPUT else RuntimeError(message)
         logger.info("step %d of %d, %s: %.0f s", number, len(steps), step.title, time.monotonic() - start)
         lines = done.stdout.strip("\n").split("\n")
-        shown += lines if step.last_lines is None else lines[len(lines) - step.last_lines:]
-    return "\n".join(shown)
+        if step.last_lines != 0:
+            shown.append("\n".join(lines[-step.last_lines:] if step.last_lines else lines))
+    return "\n\n".join(shown)
