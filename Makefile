@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens test test-unit lint clean
+.PHONY: help setup quickstart movielens bench test test-unit lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,6 +32,9 @@ movielens: setup ## the same pipeline on MovieLens-100K, downloaded and checked 
 	rm -rf $(MOVIELENS)/lake $(MOVIELENS)/mlflow
 	$(PYTHON_BIN) jobs/run_pipeline.py --schema movielens --source $(MOVIELENS)/logs --lake $(MOVIELENS)/lake \
 		--end-date 2000-01-08 --new-users masked:0.4:1 --preset tiny --ranks 2
+
+bench: setup ## speed of the training step beside SparseAdam and FuxiCTR, into docs/benchmarks.md (installs peers in runs/bench)
+	$(PYTHON_BIN) tests/benchmarks/bench_training_step.py
 
 lint: setup ## flake8, isort, mypy
 	$(PYTHON_BIN) -m flake8 mail_core jobs tests

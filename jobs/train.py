@@ -11,27 +11,34 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from mail_core.errors import InputError
 from mail_core.job import dataset_parser, run_job
 from mail_core.lake.files import validated_lake_uri
 from mail_core.schema.reader import load_schema
-from mail_core.training.launcher import is_rank, launch
+from mail_core.training.launcher import end_with_launcher, is_rank, launch
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 from mail_core.training.presets import PRESETS, TrainingConfig, model_config
 from mail_core.training.ranks import Ranks
 from mail_core.training.run import TrainRequest, check_request, train_and_register
+
+RESUME = "--resume"
 
 
 def main(args: argparse.Namespace) -> str:
     request = TrainRequest(
         schema=load_schema(args.schema), lake_uri=validated_lake_uri(args.lake), end_date=args.end_date,
         new_users=args.new_users, preset=args.preset, model_name=args.model_name, tracking_uri=args.tracking_uri,
+        resume=args.resume, checkpoint_seconds=args.checkpoint_seconds,
         config=TrainingConfig(model=model_config(args.preset, args.tower, zero_shot=not args.no_zero_shot),
                               seed=args.seed, epochs=args.epochs, batch_size=args.batch_size,
                               embedding_optimizer=args.embedding_optimizer))
     if is_rank():
+        end_with_launcher()
         return train_and_register(request, Ranks.from_environment())
+    if args.max_restarts < 0:
+        raise InputError(f"max restarts: {args.max_restarts} (expected a whole number from 0)")
     export = check_request(request, args.ranks)
-    launch(Path(__file__).resolve(), sys.argv[1:], args.ranks)
+    launch(Path(__file__).resolve(), sys.argv[1:], args.ranks, args.max_restarts, RESUME)
     return f"{args.ranks} ranks trained {request.name} on {export.uri}"
 
 
@@ -50,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
                         choices=EMBEDDING_OPTIMIZERS)
     result.add_argument("--model-name", help="name in the registry; default: SCHEMA-mail-TOWER, or SCHEMA-TOWER")
     result.add_argument("--tracking-uri", help="MLflow's store; default: SQLite beside a local lake")
+    result.add_argument(RESUME, action="store_true", help="go on from the last checkpoint of the same command")
+    result.add_argument("--checkpoint-seconds", type=float, default=TrainRequest.checkpoint_seconds,
+                        help="between two checkpoints within an epoch; each epoch ends with one, too")
+    result.add_argument("--max-restarts", type=int, default=2,
+                        help="times that all ranks go on from the last checkpoint after one has died (under torchrun: "
+                             "torchrun's)")
     return result
 
 

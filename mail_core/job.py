@@ -29,11 +29,21 @@ def run_job(name: str, parser: argparse.ArgumentParser, main: Callable[[argparse
     except InputError as error:
         logger.error("%s: %s", name, error)
         return BAD_INPUT
-    except Exception:
+    except Exception as error:
         logger.exception("%s failed", name)
+        logger.error("%s failed: %s", name, cause(error))  # in one line, after the engines' hundreds
         return FAILURE
     logger.info("%s done in %.1f s: %s", name, time.monotonic() - start, summary)
     return DONE
+
+
+def cause(error: BaseException) -> str:
+    """The innermost cause of an error, the JVM's under Python's, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    return (causes or [f"{type(error).__name__}: {lines[0] if lines else 'no message'}"])[-1][:500]
 
 
 def dataset_parser(description: str | None) -> argparse.ArgumentParser:

@@ -18,12 +18,14 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 
 from mail_core.errors import InputError
 from mail_core.lake import files
+from mail_core.lake.concurrency import Replacement, latest_version, one_writer, replacements_after
 from mail_core.schema.arrow import column_type, features_schema, raw_fields
 from mail_core.schema.definition import DAY, ITEM, LABEL, USER, Column, RawFile, Schema
 
 ROLES = ("impressions", "behaviors", "users", "items")
 """The raw files of a dataset, in the order of ingestion; also the values of `quarantine.source`."""
 RAW_TABLES = {"impressions": "raw_impressions", "behaviors": "raw_behaviors", "users": "users", "items": "items"}
+_RERUN = "Let one run of a day end before the next; run this one again if its rows are wanted"
 _UTC = pa.timestamp("us", tz="UTC")
 
 
@@ -126,27 +128,46 @@ class Lake:
         assert row is not None, "a Delta table has at least one version"
         return row["version"]
 
-    def replace_days(self, table: str, df: DataFrame, days: Sequence[date], where: str | None = None) -> int:
+    def versions(self, *tables: str) -> dict[str, int]:
+        """Table -> its version now (ABSENT without one), for `replace_days(since=...)`; no Spark job."""
+        return {table: latest_version(files.join(self.uri, self.definitions[table].name)) for table in tables}
+
+    def replace_days(self, table: str, df: DataFrame, days: Sequence[date], where: str | None = None,
+                     since: int | None = None) -> int:
         """Replace the rows of `days` (narrowed by the SQL condition `where`) by `df`, in one commit; rows now there.
 
         `df` has the definition's columns by name, in any order. An empty `df` empties the days. A second run with equal
-        `df` leaves equal content; a crash leaves the version before.
+        `df` leaves equal content; a crash leaves the version before. Of two runs that replace the same days at once the
+        first to commit wins: `since` is the table's version when the caller's work began, and whoever finds the days
+        replaced after it, now or while writing, ends. Runs of different days do not hinder each other.
 
         Raises:
-            InputError: columns or types differ from the definition, a row lies outside `days` or `where`, or a row
-                violates a constraint of the table; nothing has been written then.
+            InputError: columns or types differ from the definition, a row lies outside `days` or `where`, a row
+                violates a constraint of the table, or another run replaced these rows; nothing has been written then.
         """
         if not days:
             raise InputError(f"{self.path(table)}: no days given to replace")
         self._check_types(table, df.schema, "the rows to be written")
-        self._ensure(table)
+        path, mine = self.path(table), Replacement(days=tuple(sorted(set(days))), where=where)
         predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in sorted(set(days)))})"
         if where is not None:
             predicate = f"{predicate} AND ({where})"
         writer = df.select(*self.definitions[table].columns.names).write.format("delta").mode("overwrite")
-        with _refusals(f"{self.path(table)}: rows to replace {predicate}"):
-            writer.option("replaceWhere", predicate).save(self.path(table))
-        return self.spark.read.format("delta").load(self.path(table)).where(predicate).count()
+        with one_writer(files.join(self.uri, self.definitions[table].name)):
+            if since is not None:
+                self._check_unreplaced(table, mine, since)
+            with _refusals(f"{path} as it stands"):
+                self._ensure(table)
+            with _refusals(f"{path}: rows to replace {predicate}"):
+                writer.option("userMetadata", str(mine)).option("replaceWhere", predicate).save(path)
+            return self.spark.read.format("delta").load(path).where(predicate).count()
+
+    def _check_unreplaced(self, table: str, mine: Replacement, since: int) -> None:
+        for version, other in replacements_after(files.join(self.uri, self.definitions[table].name), since).items():
+            if other.overlaps(mine):
+                shared = sorted(set(mine.days) & set(other.days))
+                raise InputError(f"table {table}: conflict: another run replaced {', '.join(map(str, shared))} "
+                                 f"(version {version}) after this run began; this run wrote nothing there. {_RERUN}")
 
     def _check_types(self, table: str, found: StructType, what: str) -> None:
         expected = self.definitions[table].spark_schema
@@ -181,16 +202,20 @@ class Lake:
             if _plain(row["properties"].get(name, "")) != _plain(sql):
                 alter, constraint = f"ALTER TABLE delta.`{path}`", f"`{name.removeprefix('delta.constraints.')}`"
                 self.spark.sql(f"{alter} DROP CONSTRAINT IF EXISTS {constraint}")
-                with _refusals(f"{path} as it stands"):
-                    self.spark.sql(f"{alter} ADD CONSTRAINT {constraint} CHECK ({sql})")
+                self.spark.sql(f"{alter} ADD CONSTRAINT {constraint} CHECK ({sql})")
 
 
 @contextmanager
 def _refusals(where: str) -> Iterator[None]:
-    """Turn Delta's refusal of the rows themselves into an InputError; every other failure passes."""
+    """Turn Delta's refusal of the rows themselves, or of a commit that another run was faster with, into an InputError;
+    every other failure passes."""
     try:
         yield
     except (PySparkException, Py4JJavaError) as error:
+        conflict = re.search(r"\[(DELTA_(?:CONCURRENT_\w+|METADATA_CHANGED|PROTOCOL_CHANGED)\w*)[\].]", str(error))
+        if conflict:
+            raise InputError(f"{where}: conflict: another run committed first (Delta: {conflict[1]}); this run wrote "
+                             f"nothing there. {_RERUN}") from error
         found = re.findall(r"\[(DELTA_\w+)\] (.*?)(?=\n\[|\n\tat |\Z)", str(error), flags=re.DOTALL)
         kinds = {"DELTA_REPLACE_WHERE_MISMATCH", "DELTA_VIOLATE_CONSTRAINT_WITH_VALUES",
                  "DELTA_NOT_NULL_CONSTRAINT_VIOLATED", "DELTA_NEW_CHECK_CONSTRAINT_VIOLATION"}

@@ -6,8 +6,9 @@ import warnings
 from typing import Iterator, Sequence
 
 import numpy as np
+import pyarrow.parquet as pq
 from petastorm import make_batch_reader
-from pyarrow import fs as arrow_fs
+from pyarrow import ArrowException
 
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join, local_path
@@ -30,11 +31,11 @@ def read_files(export_uri: str, files: Sequence[FileEntry],
     Petastorm is not opened: it refuses an empty list.
 
     Raises:
-        InputError: a file that is absent, or whose rows or columns differ from the manifest's.
+        InputError: a file that is absent or no whole Parquet file, or whose rows or columns differ from the manifest's.
     """
     if not files:
         return
-    _check_present(export_uri, files)
+    _check_whole(export_uri, files)
     reader = make_batch_reader([_url(export_uri, entry) for entry in files], schema_fields=[c.name for c in columns],
                                reader_pool_type="thread", workers_count=1, results_queue_size=RESULTS_QUEUE,
                                shuffle_row_groups=False, num_epochs=1)
@@ -62,11 +63,18 @@ def _checked(entry: FileEntry, block: dict[str, np.ndarray], columns: Sequence[C
     return {column.name: block[column.name] for column in columns}
 
 
-def _check_present(export_uri: str, files: Sequence[FileEntry]) -> None:
+def _check_whole(export_uri: str, files: Sequence[FileEntry]) -> None:
+    """Read every footer first: Petastorm names no file in its errors."""
     fs, root = filesystem(export_uri)
-    for entry, info in zip(files, fs.get_file_info([join(root, entry.path) for entry in files])):
-        if info.type != arrow_fs.FileType.File:
-            raise InputError(f"{info.path}: no such file, though the manifest names it; run export_training again")
+    for entry in files:
+        path = join(root, entry.path)
+        try:
+            with fs.open_input_file(path) as source:
+                pq.read_metadata(source)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file, though the manifest names it; run export_training again") from None
+        except (OSError, ArrowException) as error:
+            raise InputError(f"{path}: no whole Parquet file ({error}); run export_training again") from error
 
 
 def _url(export_uri: str, entry: FileEntry) -> str:

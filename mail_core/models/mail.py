@@ -15,7 +15,7 @@ from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size, read_config
 from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
 from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
-from mail_core.models.ranking import TOWERS
+from mail_core.models.ranking import TOWERS, TowerConfig
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.zero_shot import ZeroShotConfig, ZeroShotTower
 
@@ -30,7 +30,7 @@ class MailConfig:
     """D: embedding size."""
     embedding_std: float = 0.05
     """Standard deviation of the embedding tables' initial values."""
-    tower_config: BaseDnnConfig = field(default_factory=BaseDnnConfig)
+    tower_config: TowerConfig = field(default_factory=BaseDnnConfig)
     """Configuration of the ranking tower, of the tower's own type."""
     zero_shot: ZeroShotConfig | None = field(default_factory=ZeroShotConfig)
     """None: the ranking tower alone."""

@@ -37,6 +37,8 @@ class ZeroShotConfig:
     """Of the MMD: `fixed` bandwidth, `median` of the batch's distances, or `multi`: five bandwidths round it."""
     bandwidth: float = 1.0
     """Sigma of the `fixed` kernel (Eq. 6)."""
+    autocast: bool = False
+    """Whether the layers compute in bfloat16; parameters, losses and virtual behaviour keep the parameters' type."""
 
     def __post_init__(self) -> None:
         check_sizes(self.hidden, "zero_shot.hidden", 2)
@@ -44,6 +46,7 @@ class ZeroShotConfig:
         check_size(self.attention, "zero_shot.attention")
         check_share(self.dropout, "zero_shot.dropout")
         check_flag(self.align, "zero_shot.align")
+        check_flag(self.autocast, "zero_shot.autocast")
         check_choice(self.kernel, "zero_shot.kernel", KERNELS)
         check_positive(self.bandwidth, "zero_shot.bandwidth")
 
@@ -179,16 +182,22 @@ class ZeroShotTower(nn.Module):
         """Losses of N old rows (Eqs. 3-6), N = 0 included. Inputs and targets are detached."""
         a_NAD, v_NLD = a_NAD.detach(), v_NLD.detach()
         rows = len(a_NAD)
-        p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), self.training)
-        q_NH = self.behavior_encoder(self.behavior_attention(v_NLD, mask_NL), self.training)
-        hidden = torch.cat([p_NH, q_NH])  # the decoders are shared, so both pass at once
-        a_errors = self._errors(self.attribute_decoder(hidden, self.training), a_NAD, rows)
-        v_target_NLD = v_NLD * mask_NL.unsqueeze(2)
-        v_errors = self._errors(self.behavior_decoder(hidden, self.training), v_target_NLD, rows)
+        with self._precision(a_NAD):
+            p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), self.training)
+            q_NH = self.behavior_encoder(self.behavior_attention(v_NLD, mask_NL), self.training)
+            hidden = torch.cat([p_NH, q_NH])  # the decoders are shared, so both pass at once
+            a_decoded = self.attribute_decoder(hidden, self.training)
+            v_decoded = self.behavior_decoder(hidden, self.training)
+        p_NH, q_NH = p_NH.to(a_NAD.dtype), q_NH.to(a_NAD.dtype)
+        a_errors = self._errors(a_decoded.to(a_NAD.dtype), a_NAD, rows)
+        v_errors = self._errors(v_decoded.to(v_NLD.dtype), v_NLD * mask_NL.unsqueeze(2), rows)
         config = self.config
         alignment = mmd(p_NH, q_NH, config.kernel, config.bandwidth) if config.align else 0.0 * p_NH.sum()
         return ZeroShotLosses(attribute=a_errors[0] + v_errors[0], behavior=a_errors[1] + v_errors[1],
                               alignment=alignment)
+
+    def _precision(self, a_NAD: Tensor) -> torch.autocast:
+        return torch.autocast(a_NAD.device.type, torch.bfloat16, enabled=self.config.autocast)
 
     @staticmethod
     def _errors(decoded: Tensor, target: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -199,5 +208,6 @@ class ZeroShotTower(nn.Module):
     @torch.no_grad()
     def virtual_behavior(self, a_NAD: Tensor) -> Tensor:
         """Eq. 8: D2(E1(h_a)) as (N, L, D), every position valid. No gradient, dropout off whatever the tower's mode."""
-        p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), False)
-        return self.behavior_decoder(p_NH, False).view(-1, self.shape.length, self.shape.dim)
+        with self._precision(a_NAD):
+            v_decoded = self.behavior_decoder(self.attribute_encoder(self.attribute_attention(a_NAD), False), False)
+        return v_decoded.to(a_NAD.dtype).view(-1, self.shape.length, self.shape.dim)

@@ -69,8 +69,10 @@ def replace_evaluations(schema: Schema, lake: Lake, request: EvaluationRequest) 
     A second run writes the same rows, `evaluated_at` excepted. Rows of other versions and comparisons stay.
 
     Raises:
-        InputError: no features of that day, or a version that was made for other input.
+        InputError: no features of that day, a version that was made for other input, or another run that replaced the
+            same rows meanwhile.
     """
+    since = lake.versions("evaluations")["evaluations"]
     package = load_package(request.model.package_folder)
     new_users = request.new_users or NewUserMode.parse(package.lineage[NEW_USERS])
     features = lake.read("features").where(F.col(DAY) == F.lit(request.day))
@@ -93,7 +95,7 @@ def replace_evaluations(schema: Schema, lake: Lake, request: EvaluationRequest) 
     lines = [(request.day, model.name, model.version, against, cohort, metric, value, evaluated_at)
              for against, cohort, metric, value in _lines(summary)]
     frame = lake.spark.createDataFrame(lines, lake.definitions["evaluations"].spark_schema)
-    rows = lake.replace_days("evaluations", frame, [request.day], where=_mine(request))
+    rows = lake.replace_days("evaluations", frame, [request.day], where=_mine(request), since=since)
     return EvaluationSummary(request=request, new_users=new_users, evaluation=evaluation, rows=rows,
                              path=lake.path("evaluations"))
 

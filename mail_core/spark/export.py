@@ -22,9 +22,11 @@ from mail_core.encoding.fit import TALLY, TALLY_KEYS, TALLY_SUMS, fit, merge, ta
 from mail_core.encoding.hashing import stable_hash
 from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
+from mail_core.lake.concurrency import one_writer
 from mail_core.lake.files import filesystem, join, spark_uri
 from mail_core.lake.tables import RAW_TABLES, Lake
-from mail_core.loading.manifest import TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns, export_uri
+from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns,
+                                        export_uri)
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import DAY, ITEM, LABEL, MASKED, TIME, UNSEEN, USER, USER_KEY, Schema
 from mail_core.spark.new_users import with_new_users
@@ -37,6 +39,8 @@ _LEAST_FILES = 8
 """Aimed at for small splits, so that several ranks have work."""
 _ROW_GROUP_BYTES = 512 * 2 ** 20
 _ORDER_SEED = 20_220_814
+_OVERTAKEN = ("conflict: another export of these days finished after this run began, and stands; run this one again if "
+              "its rows are wanted")
 _SPLIT, _FILE, _ORDER = "_split", "_file", "_order"  # a feature's name never begins with an underscore
 _TALLY_ROWS = 500_000
 
@@ -75,15 +79,34 @@ def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewU
     """Write the export of `window` below the lake; its URI and manifest.
 
     The manifest comes last, so a crash leaves the export before as it was; older data go when it is there.
-    Equal `features` give equal rows in equal order.
+    Equal `features` give equal rows in equal order. Of two runs at once the first to finish wins, the other ends.
 
     Raises:
-        InputError: days are missing, the table does not fit the schema, or it changed meanwhile.
+        InputError: days are missing, the table does not fit the schema, or it or the export changed meanwhile.
     """
-    columns = export_columns(schema)
-    days = window.present(lake.days("features"))
     root = export_uri(lake.uri, window.end_date, window.days, mode)
+    before, older = _manifest_text(root), data_folders(root)
+    try:
+        manifest = _write_data(schema, lake, window, mode, root)
+    except Exception as error:
+        if _manifest_text(root) != before:  # whose run then removed this one's data
+            raise InputError(f"{root}: {_OVERTAKEN}") from error
+        raise
+    with one_writer(root):
+        overtaken = _manifest_text(root) != before
+        if not overtaken:
+            manifest.write(root)
+        remove_data(root, [manifest.data] if overtaken else older)
+    if overtaken:
+        raise InputError(f"{root}: {_OVERTAKEN}")
+    return root, manifest
+
+
+def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode, root: str) -> Manifest:
+    """Encoders and encoded rows in a folder of their own below `root`, and the manifest that will make them an export.
+    """
     data = f"data-{uuid.uuid4().hex[:12]}"
+    days = window.present(lake.days("features"))
     versions = {table: lake.version(table) for table in ("features", *RAW_TABLES.values()) if lake.exists(table)}
     features = lake.read("features").where(F.col(DAY).isin(days))
     rows = with_new_users(features, schema, mode).withColumn(_SPLIT, window.split())
@@ -100,13 +123,10 @@ def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewU
     if lake.version("features") != versions["features"]:
         raise InputError(f"{lake.path('features')}: changed from version {versions['features']} while it was exported; "
                          "run the export again")
-    manifest = Manifest(schema_name=schema.name, schema_fingerprint=schema.fingerprint, new_users=str(mode), data=data,
-                        encoder_fingerprint=encoders.fingerprint, end_date=window.end_date, days=window.days,
-                        delta_versions=versions, sequence_length=schema.sequence_length, columns=columns, splits=splits,
-                        statistics=statistics)
-    manifest.write(root)
-    remove_older_data(root, data)
-    return root, manifest
+    return Manifest(schema_name=schema.name, schema_fingerprint=schema.fingerprint, new_users=str(mode), data=data,
+                    encoder_fingerprint=encoders.fingerprint, end_date=window.end_date, days=window.days,
+                    delta_versions=versions, sequence_length=schema.sequence_length, columns=export_columns(schema),
+                    splits=splits, statistics=statistics)
 
 
 def fit_encoders_by_spark(training: DataFrame, schema: Schema, folder: str) -> Encoders:
@@ -233,9 +253,27 @@ def _rows_of_one_group(fs: arrow_fs.FileSystem, path: str) -> int:
     return metadata.num_rows
 
 
-def remove_older_data(root: str, data: str) -> None:
-    """Delete the data folders of earlier runs, whole or broken off, below `root`."""
+def data_folders(root: str) -> list[str]:
+    """Names of the data folders below `root`: of the present export, and of runs that broke off or still write."""
     fs, base = filesystem(root)
-    for info in fs.get_file_info(arrow_fs.FileSelector(base)):
-        if info.type == arrow_fs.FileType.Directory and info.base_name.startswith("data-") and info.base_name != data:
-            fs.delete_dir(info.path)
+    return [info.base_name for info in fs.get_file_info(arrow_fs.FileSelector(base, allow_not_found=True))
+            if info.type == arrow_fs.FileType.Directory and info.base_name.startswith("data-")]
+
+
+def remove_data(root: str, folders: list[str]) -> None:
+    """Delete data folders below `root`."""
+    fs, base = filesystem(root)
+    for folder in folders:
+        try:
+            fs.delete_dir(join(base, folder))
+        except FileNotFoundError:
+            logger.debug("%s: another run has removed it", folder)
+
+
+def _manifest_text(root: str) -> bytes | None:
+    fs, base = filesystem(root)
+    try:
+        with fs.open_input_stream(join(base, MANIFEST)) as source:
+            return source.read()
+    except FileNotFoundError:
+        return None

@@ -61,8 +61,10 @@ def replace_features(schema: Schema, lake: Lake, window: FeatureDays) -> tuple[i
     Returns:
         Rows written, and a row a day: day, rows, mean_length (behaviours in a sequence), empty (share of rows without).
     Raises:
-        InputError: days or tables are missing, or a table does not fit the schema.
+        InputError: days or tables are missing, a table does not fit the schema, or another run built these days
+            meanwhile.
     """
+    since = lake.versions("features")["features"]
     days = window.present(lake.days("raw_impressions"))
     if len(days) < window.days:
         logger.warning("building %d of %d days: the others have no impressions", len(days), window.days)
@@ -71,7 +73,7 @@ def replace_features(schema: Schema, lake: Lake, window: FeatureDays) -> tuple[i
     behaviors = lake.read("raw_behaviors").where(F.col(DAY).between(F.lit(first), F.lit(days[-1])))
     impressions = lake.read("raw_impressions").where(F.col(DAY).isin(days))
     rows = lake.replace_days("features", build_features(schema, impressions, behaviors, lake.read("users"),
-                                                        lake.read("items")), days)
+                                                        lake.read("items")), days, since=since)
     length = F.size(schema.action_column)
     summary = (lake.read("features").where(F.col(DAY).isin(days)).groupBy(DAY)
                .agg(F.count("*").alias("rows"), F.avg(length).alias("mean_length"),

@@ -94,15 +94,21 @@ def ingest_logs(spark: SparkSession, schema: Schema, source: str, lake_uri: str,
     quarantined as `late`, later ones as `future`, and no other day changes. Without it, the folder is the whole truth
     for every local day it holds. Each file is read three times at most. A run that was cut off is simply run again.
 
+    Of two runs of one day at once the first to commit the day's quarantine wins; the other one finds that and ends
+    before it has written anything, so the tables never mix two deliveries of a day. (A backfill claims each table's
+    days only where its snapshot day, and so its quarantine, differs; a later table's conflict then ends it between two
+    tables, and running it again alone heals that.)
+
     Raises:
         InputError: a file is missing, doubled or has another header; a day outside the schema's; no impression, user or
-            item at all is left. Nothing has been written then.
+            item at all is left. Nothing has been written then. Or another run replaced the same days meanwhile.
         RuntimeError: rows in differ from rows out + quarantined + duplicates, as the tables have them.
     """
     lake, folder = Lake(spark, lake_uri, schema), _source_folder(source, delivery)
     if delivery is not None and not schema.first_day <= delivery <= (schema.last_day or delivery):
         raise InputError(f"day {delivery}: expected a day of the schema, {schema.first_day} to "
                          f"{schema.last_day or 'today'}")
+    since = lake.versions("quarantine", *RAW_TABLES.values())
     sources = {role: find_source(folder, getattr(schema, role)) for role in ROLES}
     inputs = {role: _judge(spark, role, sources[role], schema, delivery) for role in ROLES}
     for role in ("impressions", "users", "items"):
@@ -113,9 +119,10 @@ def ingest_logs(spark: SparkSession, schema: Schema, source: str, lake_uri: str,
     if not inputs["behaviors"].counts[None]:
         logger.warning("%s: no behaviour of %s stands", folder, sources["behaviors"].raw.file)
     day = delivery or max(inputs["impressions"].days)
-    quarantined = _write_quarantine(lake, inputs, day)
+    quarantined = _write_quarantine(lake, inputs, day, since["quarantine"])
     # Impressions last: a day that has them has everything else of its delivery too.
-    reports = {role: _write(lake, inputs[role], day, delivery, quarantined[role]) for role in reversed(ROLES)}
+    reports = {role: _write(lake, inputs[role], day, delivery, quarantined[role], since[RAW_TABLES[role]])
+               for role in reversed(ROLES)}
     return IngestReport(day=day, files=tuple(reports[role] for role in ROLES))
 
 
@@ -172,7 +179,7 @@ def _judge(spark: SparkSession, role: str, source: Source, schema: Schema, deliv
     return _Input(role=role, source=source, rows=rows, counts=counts, days=tuple(days), repeated=repeated)
 
 
-def _write_quarantine(lake: Lake, inputs: Mapping[str, _Input], day: date) -> dict[str, dict[str, int]]:
+def _write_quarantine(lake: Lake, inputs: Mapping[str, _Input], day: date, since: int) -> dict[str, dict[str, int]]:
     """Replace the day's quarantine by what all files leave there (scan 2, of those files alone).
 
     Returns role -> reason -> rows, as the table has them.
@@ -187,7 +194,7 @@ def _write_quarantine(lake: Lake, inputs: Mapping[str, _Input], day: date) -> di
             frame = lake.spark.createDataFrame(copies, f"{FILE} string, {LINE} string, {REASON} string, n int")
             frame = frame.withColumn("n", F.explode(F.array_repeat(F.lit(1), F.col("n")))).drop("n")
             found = found.unionByName(_quarantine_rows(frame, role, day))
-    lake.replace_days("quarantine", found, [day])
+    lake.replace_days("quarantine", found, [day], since=since)
     written: dict[str, dict[str, int]] = {role: {} for role in inputs}
     for row in lake.read("quarantine").where(F.col(DAY) == F.lit(day)).groupBy("source", REASON).count().collect():
         written[row["source"]][row[REASON]] = row["count"]
@@ -202,13 +209,14 @@ def _quarantine_rows(rows: DataFrame, role: str, day: date) -> DataFrame:
     return rows.select(F.lit(day).alias(DAY), F.lit(role).alias("source"), FILE, LINE, REASON)
 
 
-def _write(lake: Lake, given: _Input, day: date, delivery: date | None, quarantined: Mapping[str, int]) -> FileReport:
+def _write(lake: Lake, given: _Input, day: date, delivery: date | None, quarantined: Mapping[str, int],
+           since: int) -> FileReport:
     """Replace the partitions of one table by the rows that stand (scan 3), and check that none is missing."""
     rows, raw = given.rows.where(F.col(REASON).isNull()), given.source.raw
     snapshot = isinstance(raw, Snapshot)
     days = (day,) if snapshot or delivery is not None or not given.days else given.days
     columns = [F.lit(day).alias(DAY) if snapshot else F.col(DAY), *[F.col(c.name) for c in raw.columns]]
-    written = lake.replace_days(RAW_TABLES[given.role], rows.select(*columns), days)
+    written = lake.replace_days(RAW_TABLES[given.role], rows.select(*columns), days, since=since)
     report = FileReport(role=given.role, file=raw.file, rows_in=sum(given.counts.values()), rows_out=written, days=days,
                         duplicates=given.counts[DUPLICATE], quarantined=quarantined)
     if report.rows_in != written + sum(quarantined.values()) + report.duplicates:

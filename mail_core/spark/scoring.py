@@ -69,8 +69,10 @@ def replace_scores(schema: Schema, lake: Lake, request: ScoreRequest) -> ScoreSu
     A second run writes the same rows, `scored_at` excepted: it says when, and is no part of what was computed.
 
     Raises:
-        InputError: tables or candidates are missing or do not fit, or the version was made for other input.
+        InputError: tables or candidates are missing or do not fit, the version was made for other input, or another run
+            scored that day meanwhile.
     """
+    since = lake.versions("ctr_scores")["ctr_scores"]
     _check_version(schema, request)
     day, yesterday = request.day, request.day - timedelta(days=1)
     if request.candidates is not None:
@@ -88,7 +90,7 @@ def replace_scores(schema: Schema, lake: Lake, request: ScoreRequest) -> ScoreSu
     scored_at = datetime.now(timezone.utc)
     rows = lake.replace_days("ctr_scores", scores.select(
         F.lit(day).alias(DAY), "*", F.lit(request.model_name).alias("model_name"),
-        F.lit(request.model_version).alias("model_version"), F.lit(scored_at).alias("scored_at")), [day])
+        F.lit(request.model_version).alias("model_version"), F.lit(scored_at).alias("scored_at")), [day], since=since)
     return _summary(lake, day, rows, candidates.given - rows if request.candidates is not None else 0)
 
 

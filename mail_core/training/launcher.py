@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Sequence
@@ -12,10 +15,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mail_core.errors import InputError
-from mail_core.job import BAD_INPUT
+from mail_core.job import BAD_INPUT, FAILURE
 
 LOOPBACK = "127.0.0.1"
-_SHUTDOWN_SECONDS = 30
+SHUTDOWN_SECONDS = 30
+"""How long the other ranks have to end after SIGTERM when one has died, before they are killed. The agent's own figure,
+which its configuration changes for a stopped launcher only."""
+_WATCH_SECONDS = 0.2
+
+logger = logging.getLogger(__name__)
 
 
 def is_rank() -> bool:
@@ -23,26 +31,52 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
-def launch(script: Path, arguments: Sequence[str], ranks: int) -> None:
+def end_with_launcher() -> None:
+    """Let this rank end as soon as its launcher has died, however that died: nobody would know of it any more, and
+    the job's next start must not meet it."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(FAILURE)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int = 0,
+           restart_argument: str | None = None) -> None:
     """Run `python script arguments` as `ranks` processes that know each other, and wait for all of them.
 
-    Their logs and results go to this process's stderr and stdout.
+    Their logs and results go to this process's stderr and stdout. When a rank dies, the others have ended
+    SHUTDOWN_SECONDS later; then all are started again, at most `max_restarts` times and with `restart_argument` added,
+    unless bad input was the reason, which would be as bad again.
 
     Raises:
-        InputError: the first rank to fail ended with BAD_INPUT; its own message stands in the log.
-        RuntimeError: a rank failed; the others have been ended.
+        InputError: a rank ended with BAD_INPUT; its own message stands in the log.
+        RuntimeError: a rank failed once too often; the others have been ended.
     """
     for name, value in _rank_environment(ranks).items():
         os.environ.setdefault(name, value)
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, role="rank",
-                          rdzv_backend="c10d", rdzv_endpoint=f"{LOOPBACK}:0", local_addr=LOOPBACK, max_restarts=0,
-                          shutdown_timeout=_SHUTDOWN_SECONDS)
-    try:
-        elastic_launch(config, sys.executable)(str(script), *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        message = f"rank {rank} of {ranks} ended with exit code {failure.exitcode}; its message stands above"
-        raise InputError(message) if failure.exitcode == BAD_INPUT else RuntimeError(message) from error
+    arguments = list(arguments)
+    for restarts_left in range(max_restarts, -1, -1):
+        # One launch an attempt, since the elastic agent's own restarts ask for no reason.
+        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, role="rank",
+                              rdzv_backend="c10d", rdzv_endpoint=f"{LOOPBACK}:0", local_addr=LOOPBACK, max_restarts=0,
+                              shutdown_timeout=SHUTDOWN_SECONDS)
+        try:
+            elastic_launch(config, sys.executable)(str(script), *arguments)
+            return
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            message = f"rank {rank} of {ranks} ended with exit code {failure.exitcode}; its message stands above"
+            if any(each.exitcode == BAD_INPUT for each in error.failures.values()):
+                raise InputError(message) from error
+            if not restarts_left:
+                raise RuntimeError(message) from error
+        logger.warning("%s; all ranks are started again, %d more times at most", message, restarts_left - 1)
+        if restart_argument is not None and restart_argument not in arguments:
+            arguments.append(restart_argument)
 
 
 def _rank_environment(ranks: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+from itertools import islice
 from typing import Iterator, Mapping, Protocol
 
 import numpy as np
@@ -16,13 +16,17 @@ from mail_core.loading.manifest import TRAIN, VALIDATION
 from mail_core.loading.plan import rank_plan
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.mail import MailModel
+from mail_core.training.checkpoints import Checkpoints, Position
 from mail_core.training.data import Export, IdDropout, to_tensors
 from mail_core.training.predict import Predictions, predict
 from mail_core.training.presets import TrainingConfig
-from mail_core.training.progress import Progress
+from mail_core.training.progress import CURVE_STEPS, Progress
 from mail_core.training.ranks import Ranks
+from mail_core.training.state import TrainState
 from mail_core.training.step import TrainStep
 
+CHOICE, FINAL = "choice", "final"
+"""The phases of a run."""
 _SEED_STRIDE = 1_000_003
 
 logger = logging.getLogger(__name__)
@@ -35,72 +39,100 @@ class Recorder(Protocol):
         """Record `values` at `step`."""
 
 
-def fit(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder) -> tuple[MailModel, int]:
+def fit(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder,
+        checkpoints: Checkpoints | None = None) -> tuple[MailModel, int]:
     """Train on all days but the test day, which is not read. Every rank calls it; `record` is called on rank 0 only.
 
     Without `config.epochs` their number is chosen first: a model trained without the last training day is measured on
     it after each epoch. The final model then starts afresh from the same seed, so that it has seen that day too.
 
+    Args:
+        checkpoints: written on the way, and gone on from; None: none. On CPU a run that goes on ends with the weights
+            and figures of an undisturbed one bit for bit on up to two ranks; with more, DDP may add their gradients in
+            another order in its first step.
+
     Returns:
         (model in eval mode, the same on every rank; its epochs).
     """
-    epochs = config.epochs or choose_epochs(export, config, ranks, record)
+    checkpoints = checkpoints or Checkpoints(None, "", ranks)
+    notes = checkpoints.notes
+    if ranks.is_first:
+        for values, step in notes.curves:
+            record(values, step)
+
+    def noted(values: Mapping[str, float], step: int) -> None:
+        notes.curves.append((dict(values), step))
+        record(values, step)
+
+    notes.epochs = config.epochs or notes.epochs or choose_epochs(export, config, ranks, noted, checkpoints)
     model = None
-    for model in train(export, (TRAIN, VALIDATION), epochs, config, ranks, record, ""):
+    for _, model in train(export, (TRAIN, VALIDATION), notes.epochs, config, ranks, noted, checkpoints, FINAL):
         pass
     assert model is not None
-    return model.eval(), epochs
+    return model.eval(), notes.epochs
 
 
-def choose_epochs(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder) -> int:
+def choose_epochs(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder,
+                  checkpoints: Checkpoints) -> int:
     """The number of epochs with the best AUC over all rows of the last training day; the fewer at a tie."""
-    best, chosen = -math.inf, 0
-    for epoch, model in enumerate(train(export, (TRAIN,), config.max_epochs, config, ranks, record, "choice/"), 1):
+    notes = checkpoints.notes
+    for epoch, model in train(export, (TRAIN,), config.max_epochs, config, ranks, record, checkpoints, CHOICE):
         score = torch.zeros(1, dtype=torch.float64, device=ranks.device)
         predictions = predict(model, export, VALIDATION, ranks)
         if predictions is not None:
             name, value = _validation_score(predictions)
             logger.info("epoch %d: validation %s %.5f", epoch, name, value)
-            record({f"choice/validation_{name}": value}, epoch)
+            record({f"{CHOICE}/validation_{name}": value}, epoch)
             score.fill_(value)
         value = float(ranks.broadcast(score))
-        if value > best:
-            best, chosen = value, epoch
-        elif epoch - chosen >= config.patience:
+        if notes.best is None or value > notes.best:
+            notes.best, notes.best_epochs = value, epoch
+        elif epoch - notes.best_epochs >= config.patience:
             break
     if ranks.is_first:
-        logger.info("%d of at most %d epochs chosen on the last training day (best %.5f)", chosen, config.max_epochs,
-                    best)
-    return chosen
+        logger.info("%d of at most %d epochs chosen on the last training day (best %.5f)", notes.best_epochs,
+                    config.max_epochs, notes.best)
+    return notes.best_epochs
 
 
 def train(export: Export, splits: tuple[str, ...], epochs: int, config: TrainingConfig, ranks: Ranks, record: Recorder,
-          prefix: str) -> Iterator[MailModel]:
-    """A fresh model, yielded after each of `epochs` passes over `splits`; the same one each time, stepped further."""
+          checkpoints: Checkpoints, phase: str) -> Iterator[tuple[int, MailModel]]:
+    """A model trained by `epochs` passes over `splits`: yields (epochs done, model) after each, the same model stepped
+    further. It starts afresh, or goes on from the checkpoint of this phase."""
     model = build_model(export, config, ranks)
     model.ranking.set_prior(export.manifest.click_rate(*splits))
     step = TrainStep(model, config, ranks)
-    batch_size = config.batch_of(ranks.world_size)
     # From here on every rank draws its own dropout, and its own unknown IDs.
     rank_seed = config.seed + _SEED_STRIDE * (ranks.rank + 1)
     torch.manual_seed(rank_seed)
     drop_ids = IdDropout(export.schema, rank_seed, ranks.device)
-    files = export.manifest.files(splits)
-    steps = sum(rank_plan(files, config.seed, epoch, ranks.world_size, ranks.rank, batch_size, True).steps
-                for epoch in range(epochs))
-    progress = Progress(f"train on {' and '.join(splits)}", steps, ranks,
+    state = TrainState(step, drop_ids, ranks)
+    batch_size, files = config.batch_of(ranks.world_size), export.manifest.files(splits)
+    steps = [rank_plan(files, config.seed, epoch, ranks.world_size, ranks.rank, batch_size, True).steps
+             for epoch in range(epochs)]
+    first, done = checkpoints.restore(phase, state)
+    prefix = f"{CHOICE}/" if phase == CHOICE else ""
+    progress = Progress(f"train on {' and '.join(splits)}", sum(steps), ranks,
                         lambda at, losses: record({f"{prefix}{name}": value for name, value in losses.items()}, at))
+    progress.steps = sum(steps[:first]) + done
     try:
-        for epoch in range(epochs):
+        for epoch in range(first, epochs):
             model.train()
-            for arrays in epoch_batches(export.uri, export.manifest, splits, seed=config.seed, epoch=epoch,
-                                        world_size=ranks.world_size, rank=ranks.rank, batch_size=batch_size,
-                                        shuffle=True):
+            # Reading repeats itself, so that the batches before the checkpoint are passed over.
+            batches = epoch_batches(export.uri, export.manifest, splits, seed=config.seed, epoch=epoch,
+                                    world_size=ranks.world_size, rank=ranks.rank, batch_size=batch_size, shuffle=True)
+            for at, arrays in enumerate(islice(batches, done, None) if done < steps[epoch] else (), done + 1):
                 batch = to_tensors(arrays, ranks.device)
                 progress.advance(step(drop_ids(batch.encoded), batch.labels_B, batch.weights_B))
-            progress.flush()
-            step.average_buffers()
-            yield model
+                # Right after a point of the curves, which then go on as they would have done.
+                if progress.steps % CURVE_STEPS == 0 and at < steps[epoch] and checkpoints.due():
+                    checkpoints.save(Position(phase=phase, epoch=epoch, steps=at), state)
+            if done < steps[epoch]:
+                progress.flush()
+                step.average_buffers()
+                checkpoints.save(Position(phase=phase, epoch=epoch, steps=steps[epoch]), state)
+            done = 0
+            yield epoch + 1, model
     finally:
         progress.close()
 

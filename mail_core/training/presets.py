@@ -8,7 +8,9 @@ from typing import Mapping
 from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size
 from mail_core.models.mail import MailConfig
+from mail_core.models.ranking import TowerConfig
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
+from mail_core.models.ranking.din import DinConfig
 from mail_core.models.zero_shot import ZeroShotConfig
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 
@@ -55,14 +57,15 @@ class Preset:
 
     dim: int
     """D."""
-    towers: Mapping[str, BaseDnnConfig]
+    towers: Mapping[str, TowerConfig]
     """Ranking tower, a name of TOWERS -> its configuration."""
     zero_shot: ZeroShotConfig
 
 
 PRESETS = {
-    "paper": Preset(dim=32, towers={"base_dnn": BaseDnnConfig()}, zero_shot=ZeroShotConfig()),
-    "tiny": Preset(dim=16, towers={"base_dnn": BaseDnnConfig(hidden=(128, 64))},
+    "paper": Preset(dim=32, towers={"base_dnn": BaseDnnConfig(), "din": DinConfig()}, zero_shot=ZeroShotConfig()),
+    "tiny": Preset(dim=16, towers={"base_dnn": BaseDnnConfig(hidden=(128, 64)),
+                                   "din": DinConfig(attention=(32, 16), hidden=(128, 64))},
                    zero_shot=ZeroShotConfig(hidden=(128, 64), latent=64, attention=32)),
 }
 

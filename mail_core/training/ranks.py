@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in one collective before it gives up. A step takes a fraction of a second; the
-longest wait is that for the slowest rank to open its first file of an epoch, or for rank 0 to reach MLflow."""
+longest wait is that for the slowest rank to open its first file of an epoch, or for rank 0 to reach MLflow or to write
+a checkpoint. A rank that dies is noticed at once (its connections close, and the launcher watches it); one that hangs
+ends the others after this time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
@@ -18,11 +19,12 @@ from mail_core.errors import InputError
 from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
 from mail_core.evaluation.tables import format_table
-from mail_core.lake.files import filesystem, join
+from mail_core.lake.files import filesystem, join, local_path
 from mail_core.loading.manifest import MANIFEST, TEST, TRAIN, VALIDATION, find_export
 from mail_core.models.mail import MailModel
 from mail_core.package.store import NEW_USERS, save_package
 from mail_core.schema.definition import Schema
+from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, run_key
 from mail_core.training.data import Export, open_export
 from mail_core.training.loop import Recorder, fit
 from mail_core.training.predict import Predictions, diagnostics, predict
@@ -52,6 +54,14 @@ class TrainRequest:
     """Name in the registry; None: from schema and tower."""
     tracking_uri: str | None = None
     """MLflow's store; None: beside a local lake. It may hold a password and is recorded nowhere."""
+    resume: bool = False
+    """Go on from the last checkpoint of this very run; without one it starts afresh."""
+    checkpoint_seconds: float = SECONDS
+    """Between two checkpoints within an epoch. They stand beside a local lake; a remote lake has none."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0:
+            raise InputError(f"checkpoint seconds: {self.checkpoint_seconds} (expected a number from 0)")
 
     @property
     def name(self) -> str:
@@ -78,7 +88,10 @@ def check_request(request: TrainRequest, world_size: int) -> Export:
 def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
     """Train on this rank among the others; rank 0 measures the test day, prints the cohorts and registers the version.
 
-    Returns the closing sentence. Raises InputError as `check_request` does, and where MLflow's store cannot be used.
+    A rank that another launcher than ours has restarted goes on from the last checkpoint by itself.
+
+    Returns the closing sentence. Raises InputError as `check_request` does, where MLflow's store cannot be used, and
+    where the checkpoint to go on from is damaged or another run's.
     """
     if not ranks.is_first:
         logging.getLogger("mail_core").setLevel(logging.WARNING)  # rank 0 speaks for all
@@ -86,17 +99,18 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not ranks.is_first:
-        _trained(request, export, ranks, _record_nothing)
+        _trained(request, export, ranks, _record_nothing, _checkpoints(request, export, ranks))
         return f"rank {ranks.rank} of {ranks.world_size}"
     # MLflow takes seconds to import, and rank 0 alone needs it.
     from mail_core.tracking.registry import register_package, validated_model_name
     from mail_core.tracking.runs import configure_tracking, tracked_run
     name = validated_model_name(request.name)
+    checkpoints = _checkpoints(request, export, ranks)
     configure_tracking(request.tracking_uri, request.lake_uri, request.schema.name)
     with tracked_run(name, tags=_tags(request, export)) as run:
         run.params(_params(request, export, ranks))
         run.text(_manifest_text(export), MANIFEST)
-        model, epochs, predictions = _trained(request, export, ranks, run.metrics)
+        model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
         assert predictions is not None
         cohorts = _cohorts(predictions)
         measured = diagnostics(predictions)
@@ -107,6 +121,7 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
                                    lineage=lineage(request, export, ranks, epochs),
                                    metrics={"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured})
             version = register_package(package, name, CHALLENGER)
+        checkpoints.clear()
     title = f"{name} version {version}, {request.end_date}, new users {export.manifest.new_users}"
     print(format_table({title: cohorts}))
     print(f"registered models:/{name}/{version}", flush=True)
@@ -148,11 +163,23 @@ def code_commit(checkout: Path) -> str:
         return "unknown"
 
 
-def _trained(request: TrainRequest, export: Export, ranks: Ranks,
-             record: Recorder) -> tuple[MailModel, int, Predictions | None]:
+def _checkpoints(request: TrainRequest, export: Export, ranks: Ranks) -> Checkpoints:
+    """Those of this run. Raises InputError on one that it cannot go on from."""
+    key = run_key(request.config, _manifest_text(export), ranks)
+    lake = local_path(request.lake_uri)
+    folder = None if lake is None else lake.parent / CHECKPOINTS / request.name / key
+    if folder is None and ranks.is_first:
+        logger.warning("%s is remote: no checkpoints are kept, a run that is stopped starts afresh", request.lake_uri)
+    # torchrun's own restarts run the same command again.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return Checkpoints(folder, key, ranks, request.checkpoint_seconds, request.resume or restarted)
+
+
+def _trained(request: TrainRequest, export: Export, ranks: Ranks, record: Recorder,
+             checkpoints: Checkpoints) -> tuple[MailModel, int, Predictions | None]:
     """What the ranks do together; they part before rank 0 packs and registers, which the others need not wait for."""
     with ranks.process_group():
-        model, epochs = fit(export, request.config, ranks, record)
+        model, epochs = fit(export, request.config, ranks, record, checkpoints)
         return model, epochs, predict(model, export, TEST, ranks, variants=True)
 
 

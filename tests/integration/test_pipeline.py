@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from datetime import date
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from checksums import checksums, export_rows
 from pyspark.sql import functions as F
 
 from mail_core.lake.tables import Lake
@@ -17,8 +17,6 @@ from mail_core.pipeline import PipelineConfig, Step, pipeline_steps, run_steps
 from mail_core.tracking.runs import configure_tracking
 
 END = date(2017, 5, 13)
-WRITTEN_WHEN = ("scored_at", "evaluated_at")
-TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations", "ctr_scores")
 
 
 def run(step: Step) -> str:
@@ -39,25 +37,6 @@ def printed(config) -> str:
     return run_steps(pipeline_steps(config))
 
 
-def checksums(spark, schema, config) -> dict[str, tuple[int, int]]:
-    """Rows and an order-free hash of each table, without the columns that say when a row was written."""
-    lake = Lake(spark, str(config.lake), schema)
-    found = {}
-    for table in TABLES:
-        df = lake.read(table)
-        kept = [F.col(c).cast("string") if t.startswith("array") else F.col(c)
-                for c, t in df.dtypes if c not in WRITTEN_WHEN]
-        row = df.agg(F.count("*"), F.sum(F.xxhash64(*kept).cast("decimal(38,0)"))).first()
-        found[table] = (row[0], row[1])
-    return found
-
-
-def export_rows(config) -> list[tuple[str, int]]:
-    [manifest] = Path(config.lake).glob("exports/*/manifest.json")
-    splits = json.loads(manifest.read_text())["splits"]
-    return [(split, entry["rows"]) for split in sorted(splits) for entry in splits[split]]
-
-
 def test_a_pass_ends_with_cohorts_of_both_models_and_the_first_scores(printed):
     for cohort in ("old", "new_masked", "new_natural", "all"):
         assert f"\n{cohort} " in printed
@@ -75,12 +54,13 @@ def test_scores_cover_each_candidate_pair_once(printed, config, spark, alimama):
 
 
 def test_each_job_run_again_gives_the_same_tables(printed, config, spark, alimama):
-    before, rows_before = checksums(spark, alimama, config), export_rows(config)
+    lake = Lake(spark, str(config.lake), alimama)
+    before, rows_before = checksums(lake), export_rows(config.lake)
     assert before["features"][0] > 0 and before["ctr_scores"][0] > 0
     again = [step for step in pipeline_steps(config) if step.job != "train"]
     run_steps(again)
-    assert checksums(spark, alimama, config) == before
-    assert export_rows(config) == rows_before
+    assert checksums(lake) == before
+    assert export_rows(config.lake) == rows_before
 
 
 def test_the_same_export_seed_and_ranks_give_the_same_metrics(printed, config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -230,6 +232,30 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     assert float(tower(*rows).attribute.detach()) == float(tower(*rows).attribute.detach())
 
 
+def test_autocast_keeps_parameters_and_losses_in_float32_and_changes_the_losses_little():
+    plain = ZeroShotConfig(hidden=(64, 48), latent=32, attention=16, dropout=0.0)
+    rows = old_rows([2, 5, 3, 1])
+    towers = [tower_of(config) for config in (plain, replace(plain, autocast=True))]
+    exact, rounded = (tower(*rows) for tower in towers)
+    for name in ("attribute", "behavior", "alignment"):
+        value, expected = getattr(rounded, name), getattr(exact, name)
+        assert value.dtype == torch.float32 and not torch.equal(value, expected)
+        torch.testing.assert_close(value, expected, rtol=0.02, atol=0.01)
+    (rounded.attribute + rounded.behavior + rounded.alignment).backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in towers[1].parameters())
+    virtual_NLD = towers[1].virtual_behavior(rows[0])
+    assert virtual_NLD.dtype == torch.float32
+    torch.testing.assert_close(virtual_NLD, towers[0].virtual_behavior(rows[0]), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("lengths", [[], [3]])
+def test_autocast_steps_on_no_rows_and_on_one(lengths):
+    tower = tower_of(replace(SMALL, autocast=True))
+    losses = tower(*old_rows(lengths))
+    (losses.attribute + losses.behavior + losses.alignment).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in tower.parameters())
+
+
 def test_tower_builds_on_meta_and_reset_makes_it_work():
     with torch.device("meta"):
         tower = ZeroShotTower(SMALL, SHAPE)
@@ -245,7 +271,8 @@ def test_tower_builds_on_meta_and_reset_makes_it_work():
 
 @pytest.mark.parametrize("wrong, message", [({"kernel": "linear"}, "fixed, median"), ({"dropout": 1.0}, "dropout"),
                                             ({"hidden": (4,)}, "2 layer sizes"), ({"latent": 0}, "latent"),
-                                            ({"bandwidth": 0.0}, "bandwidth"), ({"align": 1}, "align")])
+                                            ({"bandwidth": 0.0}, "bandwidth"), ({"align": 1}, "align"),
+                                            ({"autocast": "yes"}, "autocast")])
 def test_a_configuration_that_does_not_fit_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         ZeroShotConfig(**wrong)

@@ -1,0 +1,105 @@
+"""DIN (Zhou et al., KDD 2018): the target item attends to the behaviours; their weighted sum is the user's interest.
+
+B rows, A, C, T, L, F, D as in models/inputs.py, P real positions of the batch, H units of an attention layer,
+Z = (1 + A + C + T) D + F.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mail_core.models.config import check_share, check_sizes
+from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
+from mail_core.models.layers import SLOPE, BatchNorm, Dense, log_odds
+from mail_core.models.packed import Packing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinConfig:
+    """Sizes of DIN: its authors' attention, BaseDNN's hidden layers."""
+
+    attention: tuple[int, int] = (80, 40)
+    """Units of the two hidden layers of the attention."""
+    hidden: tuple[int, int] = (512, 256)
+    """Units of the two hidden layers over all features."""
+    dropout: float = 0.5
+    """Before each hidden layer over all features."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self.attention, "tower_config.attention", 2)
+        check_sizes(self.hidden, "tower_config.hidden", 2)
+        check_share(self.dropout, "tower_config.dropout")
+
+
+class TargetAttention(nn.Module):
+    """interest = sum over a row's real positions of w k, with w = MLP([q, k, q - k, q * k]) and no softmax (DIN, 4.3).
+
+    LeakyReLU where DIN has Dice. The first layer is split: W [q, k, q - k, q * k] = (W1 + W3) q + (W2 - W3) k
+    + W4 (q * k), so that q's share is computed once a row, and the rest once a real position.
+    """
+
+    def __init__(self, dim: int, sizes: tuple[int, int]):
+        super().__init__()
+        self.first, self.second, self.score = Dense(4 * dim, sizes[0]), Dense(sizes[0], sizes[1]), Dense(sizes[1], 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.first, self.second, self.score):
+            layer.reset_parameters()
+        # Every behaviour starts with a weight near 1, as in BaseDNN: from weights near 0 neither they nor the
+        # behaviours' embeddings would get much of a gradient.
+        nn.init.ones_(self.score.bias)
+
+    def forward(self, q_BD: Tensor, v_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Interest (B, D); 0 for a row without a real position."""
+        packing = Packing.of(mask_BL)
+        k_PD, q_PD = packing.pack(v_BLD), packing.spread(q_BD)
+        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)
+        q_PH = packing.spread(F.linear(q_BD, of_q + of_difference, self.first.bias))
+        k_weight = torch.cat([of_k - of_difference, of_product], 1)
+        # In place and in one call: the time at full length goes into passes over (P, H).
+        h_PH = F.leaky_relu(torch.addmm(q_PH, torch.cat([k_PD, q_PD * k_PD], 1), k_weight.T), SLOPE, inplace=True)
+        w_P1 = self.score(F.leaky_relu(self.second(h_PH), SLOPE, inplace=True))
+        return packing.sum(w_P1 * k_PD)
+
+
+class Din(nn.Module):
+    """Target attention, then two blocks LeakyReLU(BN(Dense(Dropout(.)))) over all features side by side, one logit.
+
+    The query is a learned linear map of the target item's T embeddings: a tower sees no column names, so it learns
+    which of them share a vocabulary with the behaviours.
+    """
+
+    config_type = DinConfig
+
+    def __init__(self, config: DinConfig, shape: InputShape):
+        super().__init__()
+        self.config = config
+        dim, (first, second) = shape.dim, config.hidden
+        self.query = Dense(shape.targets * dim, dim, bias=False)
+        self.attention = TargetAttention(dim, config.attention)
+        width = (1 + shape.attributes + shape.contexts + shape.targets) * dim + shape.dense
+        self.dense1, self.norm1 = Dense(width, first), BatchNorm(first)
+        self.dense2, self.norm2 = Dense(first, second), BatchNorm(second)
+        self.output = Dense(second, 1)
+
+    def reset_parameters(self) -> None:
+        for layer in (self.query, self.attention, self.dense1, self.norm1, self.dense2, self.norm2, self.output):
+            layer.reset_parameters()
+
+    def set_prior(self, ctr: float) -> None:
+        """Let the fresh tower's output bias be the log odds of `ctr`, as BaseDNN does."""
+        nn.init.constant_(self.output.bias, log_odds(ctr))
+
+    def forward(self, inputs: TowerInputs) -> RankingOutput:
+        """Logits (B,)."""
+        target_BZ = inputs.t_BTD.flatten(1)
+        interest_BD = self.attention(self.query(target_BZ), inputs.v_BLD, inputs.mask_BL)
+        h_BZ = torch.cat([interest_BD, inputs.a_BAD.flatten(1), inputs.c_BCD.flatten(1), target_BZ, inputs.dense_BF], 1)
+        for dense, norm in ((self.dense1, self.norm1), (self.dense2, self.norm2)):
+            h_BZ = F.leaky_relu(norm(dense(F.dropout(h_BZ, self.config.dropout, self.training))), SLOPE)
+        return RankingOutput(logits_B=self.output(h_BZ).squeeze(1))
