@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from importlib.metadata import version
 from typing import Any
 
@@ -59,7 +60,9 @@ def _defaults(conf: SparkConf) -> dict[str, str]:
                 "spark.sql.execution.arrow.pyspark.enabled": "true",
                 "spark.log.level": "WARN",
                 "spark.sql.debug.maxToStringFields": "200",
-                "spark.ui.enabled": "false"}
+                "spark.ui.enabled": "false",
+                # Tables lie in the lake; this folder stays empty, but Spark makes it, by default where the job starts.
+                "spark.sql.warehouse.dir": os.path.join(tempfile.gettempdir(), "mail-spark-warehouse")}
     if (conf.get("spark.master") or "").startswith("local"):
         settings |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1",
                      # Delta replays its log in 50 partitions otherwise: seconds for each look at a small table.
