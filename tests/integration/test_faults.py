@@ -143,7 +143,9 @@ def test_a_commit_between_reading_and_committing_is_a_named_conflict(spark, alim
     @F.udf("long")
     def held_up(user):
         Path(started).touch()
+        deadline = time.monotonic() + 120
         while not Path(go).exists():
+            assert time.monotonic() < deadline, "the other writer did not commit"
             time.sleep(0.01)
         return user
 
@@ -154,7 +156,7 @@ def test_a_commit_between_reading_and_committing_is_a_named_conflict(spark, alim
             lake.path("raw_impressions"))
         go.touch()
 
-    slow = impressions(lake, 2).withColumn("user", held_up("user"))
+    slow = impressions(lake, 2).coalesce(1).withColumn("user", held_up("user"))  # one core is left to the other writer
     error, _ = at_once(lambda: lake.replace_days("raw_impressions", slow, [DAY]), foreign)
     assert isinstance(error, InputError), error
     assert "raw_impressions" in str(error) and "another run committed first (Delta: DELTA_CONCURRENT" in str(error)
@@ -210,7 +212,7 @@ def test_an_unreadable_raw_file_is_named_and_nothing_is_written(spark, alimama, 
     whole = zipped.read_bytes()
     middle = len(whole) // 2
     zipped.write_bytes(whole[:middle] + bytes(byte ^ 0xff for byte in whole[middle:middle + 64]) + whole[middle + 64:])
-    with pytest.raises(InputError, match=f"{zipped.name}: broken gzip data"):
+    with pytest.raises(InputError, match=f"{zipped.name}: cannot be read: zlib"):
         ingest_logs(spark, alimama, str(source), str(lake), None)
     zipped.unlink()
     zipped.symlink_to(tmp_path / "nowhere")
