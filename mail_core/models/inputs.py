@@ -29,6 +29,8 @@ class InputShape:
     """F: dense context and item features."""
     dim: int
     """D: embedding size."""
+    user_id: int | None = None
+    """Which of the A attributes is the user's ID, where one is."""
 
 
 @dataclass(frozen=True, kw_only=True)

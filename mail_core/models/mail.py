@@ -17,7 +17,7 @@ from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
 from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
 from mail_core.models.ranking import TOWERS, TowerConfig
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
-from mail_core.models.zero_shot import ZeroShotConfig, ZeroShotTower
+from mail_core.models.zero_shot import LinearMap, ZeroShotConfig, zero_shot_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,9 @@ class MailModel(nn.Module):
         self.config, self.layout = config, layout
         shape = layout.shape(config.dim)
         self.tables = EmbeddingTables(layout, config.dim, config.embedding_std)
-        self.zero_shot = None if config.zero_shot is None else ZeroShotTower(config.zero_shot, shape)
+        self.zero_shot = None if config.zero_shot is None else zero_shot_tower(config.zero_shot, shape)
+        if self.completes_all:
+            shape = replace(shape, length=shape.length + 1)
         self.ranking = TOWERS[config.tower](config.tower_config, shape)
         self.parameter_groups()
 
@@ -93,25 +95,50 @@ class MailModel(nn.Module):
             part.reset_parameters()  # type: ignore[operator]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """zero_shot (G_A), ranking (G_B) and embedding (G_B, by row); disjoint, and together all parameters."""
-        groups = {"zero_shot": [] if self.zero_shot is None else list(self.zero_shot.parameters()),
-                  "ranking": list(self.ranking.parameters()), "embedding": list(self.tables.parameters())}
+        """zero_shot (G_A), ranking (G_B) and embedding (G_B, by row); disjoint, and together all parameters.
+
+        A map that has no loss but the ranking loss belongs to G_B (4.3, None).
+        """
+        zero_shot = [] if self.zero_shot is None else list(self.zero_shot.parameters())
+        own, ranking = ([], zero_shot) if isinstance(self.zero_shot, LinearMap) else (zero_shot, [])
+        groups = {"zero_shot": own, "ranking": [*self.ranking.parameters(), *ranking],
+                  "embedding": list(self.tables.parameters())}
         ids = [id(p) for group in groups.values() for p in group]
         assert len(ids) == len(set(ids)), "a parameter stands in two groups"
         assert set(ids) == {id(p) for p in self.parameters()}, "a parameter stands in no group"
         return groups
 
-    def complete(self, inputs: TowerInputs) -> TowerInputs:
-        """Eq. 8 and 10: give the new rows virtual behaviour, detached and with dropout off, all positions valid.
+    @property
+    def completes_all(self) -> bool:
+        """Whether every row gets a virtual token; otherwise new rows alone get virtual behaviour."""
+        return self.config.zero_shot is not None and self.config.zero_shot.parts.token
 
-        Without a zero-shot tower, or without new rows, the inputs come back as they are.
+    def to_complete(self, inputs: TowerInputs) -> Tensor:
+        """int64 (M,): the rows that get virtual behaviour."""
+        rows_B = torch.ones_like(inputs.is_new_B) if self.completes_all else inputs.is_new_B
+        return rows_B.nonzero().squeeze(1)
+
+    def complete(self, inputs: TowerInputs, virtual_MKD: Tensor | None = None) -> TowerInputs:
+        """Eqs. 8 and 10: give rows virtual behaviour, all positions valid: new rows their L positions, or every row a
+        token behind its own.
+
+        Args:
+            virtual_MKD: of the rows `to_complete`; None: made here, detached and with dropout off.
+
+        Without a zero-shot tower, or without rows to complete, the inputs come back as they are.
         """
-        new_B = inputs.is_new_B
-        new_N = new_B.nonzero().squeeze(1)
-        if self.zero_shot is None or len(new_N) == 0:
+        if self.zero_shot is None:
             return inputs
-        virtual_NLD = self.zero_shot.virtual_behavior(inputs.a_BAD.index_select(0, new_N)).to(inputs.v_BLD.dtype)
-        return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, new_N, virtual_NLD),
+        rows_M = self.to_complete(inputs)
+        if virtual_MKD is None:
+            if len(rows_M) == 0:
+                return inputs
+            virtual_MKD = self.zero_shot.virtual_behavior(inputs.a_BAD.index_select(0, rows_M))
+        # Given no rows it still enters the graph: DDP waits for a gradient of every parameter on every rank.
+        virtual_MKD, new_B = virtual_MKD.to(inputs.v_BLD.dtype), inputs.is_new_B
+        if self.completes_all:
+            return inputs.with_token(virtual_MKD, self.zero_shot.config.token_weight)
+        return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, rows_M, virtual_MKD),
                        mask_BL=inputs.mask_BL | new_B.unsqueeze(1), is_virtual_B=inputs.is_virtual_B | new_B)
 
     def forward(self, encoded: Mapping[str, Tensor]) -> Tensor:

@@ -6,23 +6,55 @@ N rows, A user attributes, L behaviour length, D embedding size, X either of A a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mail_core.models.alignment import ALIGNMENTS, KERNELS, alignment_loss
 from mail_core.models.config import check_choice, check_flag, check_positive, check_share, check_size, check_sizes
+from mail_core.models.gate import Gate
 from mail_core.models.inputs import InputShape
 from mail_core.models.layers import SLOPE, Dense
 
-KERNELS = ("fixed", "median", "multi")
-_MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median, the squared bandwidths of the `multi` kernel
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What a zero-shot tower learns, and how virtual behaviour enters the ranking tower."""
+
+    attributes: bool = True
+    """L_a (Eq. 3). Without it there is no autoencoder: a linear map from attributes to behaviour learns through the
+    ranking loss."""
+    behavior: bool = True
+    """L_v (Eq. 4). Without it neither E2 nor the attention over behaviour is built."""
+    align: bool = True
+    """L_d (Eq. 5)."""
+    token: bool = False
+    """False: new rows get L virtual positions (Eq. 8). True: D2 predicts the mean of a user's behaviour, which every
+    row gets as one more position."""
+    gate: str | None = None
+    """Of the token: `slope` (see `Gate`), or `closed`: the average old user's behaviour for everybody."""
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "none": Variant(attributes=False, behavior=False, align=False),
+    "single": Variant(behavior=False, align=False),
+    "dual": Variant(align=False),
+    "base": Variant(),
+    "mean_token": Variant(token=True),
+    "gated": Variant(token=True, gate="slope"),
+    "mean": Variant(token=True, gate="closed"),
+}
+"""Table 3's four (`base` is the paper's MAIL), and ours with a token; `mean` is a control."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
     """Sizes and loss of the zero-shot tower; the defaults are the paper's."""
 
+    variant: str = "base"
+    """A name of VARIANTS."""
     hidden: tuple[int, int] = (1024, 512)
     """Layers of an encoder before its output; a decoder has them the other way round."""
     latent: int = 512
@@ -31,24 +63,42 @@ class ZeroShotConfig:
     """Width of the attention (Eq. 2)."""
     dropout: float = 0.5
     """Before the first two dense layers of every encoder and decoder."""
-    align: bool = True
-    """Whether L_d (Eq. 5) is part of L_zst; without it the alignment loss is 0."""
+    alignment: str = "mmd"
+    """L_d, where the variant aligns: `mmd` (Eq. 5), or `mse` between p and q as in the authors' code."""
     kernel: str = "fixed"
     """Of the MMD: `fixed` bandwidth, `median` of the batch's distances, or `multi`: five bandwidths round it."""
     bandwidth: float = 1.0
     """Sigma of the `fixed` kernel (Eq. 6)."""
+    joint: bool = False
+    """Whether the ranking loss reaches the zero-shot tower through virtual behaviour (Eq. 14 without trick 1); the
+    variant `none` always learns so."""
+    token_weight: float = 4.0
+    """A token counts as so many behaviours where the ranking tower pools them."""
     autocast: bool = False
     """Whether the layers compute in bfloat16; parameters, losses and virtual behaviour keep the parameters' type."""
 
     def __post_init__(self) -> None:
+        check_choice(self.variant, "zero_shot.variant", list(VARIANTS))
         check_sizes(self.hidden, "zero_shot.hidden", 2)
         check_size(self.latent, "zero_shot.latent")
         check_size(self.attention, "zero_shot.attention")
         check_share(self.dropout, "zero_shot.dropout")
-        check_flag(self.align, "zero_shot.align")
+        check_choice(self.alignment, "zero_shot.alignment", ALIGNMENTS)
+        check_flag(self.joint, "zero_shot.joint")
+        check_positive(self.token_weight, "zero_shot.token_weight")
         check_flag(self.autocast, "zero_shot.autocast")
         check_choice(self.kernel, "zero_shot.kernel", KERNELS)
         check_positive(self.bandwidth, "zero_shot.bandwidth")
+
+    @property
+    def parts(self) -> Variant:
+        """The variant."""
+        return VARIANTS[self.variant]
+
+    @property
+    def learns_by_ranking(self) -> bool:
+        """Whether virtual behaviour carries the ranking loss's gradient back."""
+        return self.joint or not self.parts.attributes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +110,9 @@ class ZeroShotLosses:
     behavior: Tensor
     """L_v (Eq. 4), summed over rows."""
     alignment: Tensor
-    """L_d (Eq. 5), a mean over pairs: take it as it is. 0 where the configuration does not align."""
+    """L_d (Eq. 5), a mean over pairs: take it as it is. 0 where the variant does not align."""
+    virtual_MKD: Tensor
+    """Virtual behaviour of the M rows to complete, with a graph."""
 
 
 class AttentionPooling(nn.Module):
@@ -128,86 +180,119 @@ class ResidualDecoder(_Residual):
         return self.stack(p_NH, drop)
 
 
-def mmd(p_NH: Tensor, q_NH: Tensor, kernel: str = "fixed", bandwidth: float = 1.0) -> Tensor:
-    """Eqs. 5 and 6: biased estimate of the squared maximum mean discrepancy, each term a mean over n² pairs.
-
-    `fixed`: sigma = bandwidth. `median`: sigma² is the median squared distance between different rows of p and q
-    together, without gradient. `multi`: the mean of five Gaussian kernels with sigma² of 1/4 to 4 times that median.
-    Returns a scalar, 0 with a graph where there are no rows.
-    """
-    check_choice(kernel, "kernel", KERNELS)
-    if len(p_NH) == 0:
-        return p_NH.sum() + q_NH.sum()
-    center = torch.cat([p_NH, q_NH]).detach().mean(0)  # distances do not change, their rounding errors do
-    p_NH, q_NH = p_NH - center, q_NH - center
-    pp, qq, pq = (_squared_distances(x, y) for x, y in ((p_NH, p_NH), (q_NH, q_NH), (p_NH, q_NH)))
-    if kernel == "fixed":
-        variances = [torch.tensor(bandwidth**2, dtype=pp.dtype, device=pp.device)]
-    else:
-        median = _median(pp.detach(), qq.detach(), pq.detach())
-        variances = [median] if kernel == "median" else [median * m for m in _MULTIPLES]
-    terms = [torch.stack([torch.exp(-d / (2 * s)).mean() for s in variances]).mean() for d in (pp, qq, pq)]
-    return terms[0] + terms[1] - 2 * terms[2]
-
-
-def _squared_distances(x_NH: Tensor, y_NH: Tensor) -> Tensor:
-    squares = (x_NH * x_NH).sum(1, keepdim=True) + (y_NH * y_NH).sum(1)
-    return (squares - 2 * x_NH @ y_NH.T).clamp(min=0)
-
-
-def _median(pp: Tensor, qq: Tensor, pq: Tensor) -> Tensor:
-    """Median squared distance over the pairs of different rows of p and q together."""
-    i, j = torch.triu_indices(len(pp), len(pp), offset=1, device=pp.device)
-    return torch.cat([pp[i, j], qq[i, j], pq.reshape(-1)]).median().clamp(min=1e-12)
-
-
 class ZeroShotTower(nn.Module):
-    """Reconstruction across modes on old rows (L_zst), virtual behaviour for new ones. No gradient leaves the tower."""
+    """Reconstruction across modes on old rows (L_zst), virtual behaviour for others.
+
+    K positions are virtual: L for new rows, or 1, the token, for all.
+    """
 
     def __init__(self, config: ZeroShotConfig, shape: InputShape):
         super().__init__()
         self.config, self.shape = config, shape
+        parts, behavior = config.parts, (1 if config.parts.token else shape.length) * shape.dim
+        assert parts.attributes, "the variant without an autoencoder is a LinearMap"
         self.attribute_attention = AttentionPooling(shape.dim, config.attention)
-        self.behavior_attention = AttentionPooling(shape.dim, config.attention)
         self.attribute_encoder = ResidualEncoder(shape.dim, config)  # E1
-        self.behavior_encoder = ResidualEncoder(shape.dim, config)  # E2
+        # DDP refuses parameters that no loss uses: what a variant leaves out is not built.
+        self.behavior_attention = AttentionPooling(shape.dim, config.attention) if parts.behavior else None
+        self.behavior_encoder = ResidualEncoder(shape.dim, config) if parts.behavior else None  # E2
         self.attribute_decoder = ResidualDecoder(shape.attributes * shape.dim, config)  # D1
-        self.behavior_decoder = ResidualDecoder(shape.length * shape.dim, config)  # D2
+        self.behavior_decoder = ResidualDecoder(behavior, config)  # D2
+        self.gate = Gate(shape.dim, parts.gate == "closed") if parts.gate else None
 
     def reset_parameters(self) -> None:
         for block in self.children():
             block.reset_parameters()  # type: ignore[operator]
 
-    def forward(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor) -> ZeroShotLosses:
-        """Losses of N old rows (Eqs. 3-6), N = 0 included. Inputs and targets are detached."""
+    def forward(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor, a_MAD: Tensor | None = None) -> ZeroShotLosses:
+        """Losses of N old rows (Eqs. 3-6), N = 0 included; their inputs and targets are detached.
+
+        Args:
+            a_MAD: rows whose virtual behaviour is wanted with a graph (`joint`); None: no rows.
+        """
         a_NAD, v_NLD = a_NAD.detach(), v_NLD.detach()
-        rows = len(a_NAD)
+        virtual_MKD = v_NLD.new_empty(0, 1, self.shape.dim) if a_MAD is None else self._virtual(a_MAD)
+        target_NZ = (mean_behavior(v_NLD, mask_NL) if self.config.parts.token
+                     else (v_NLD * mask_NL.unsqueeze(2)).flatten(1))
         with self._precision(a_NAD):
             p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), self.training)
-            q_NH = self.behavior_encoder(self.behavior_attention(v_NLD, mask_NL), self.training)
-            hidden = torch.cat([p_NH, q_NH])  # the decoders are shared, so both pass at once
-            a_decoded = self.attribute_decoder(hidden, self.training)
-            v_decoded = self.behavior_decoder(hidden, self.training)
-        p_NH, q_NH = p_NH.to(a_NAD.dtype), q_NH.to(a_NAD.dtype)
-        a_errors = self._errors(a_decoded.to(a_NAD.dtype), a_NAD, rows)
-        v_errors = self._errors(v_decoded.to(v_NLD.dtype), v_NLD * mask_NL.unsqueeze(2), rows)
-        config = self.config
-        alignment = mmd(p_NH, q_NH, config.kernel, config.bandwidth) if config.align else 0.0 * p_NH.sum()
-        return ZeroShotLosses(attribute=a_errors[0] + v_errors[0], behavior=a_errors[1] + v_errors[1],
-                              alignment=alignment)
+            q_NH = self._encoded_behavior(v_NLD, mask_NL)
+            hidden = p_NH if q_NH is None else torch.cat([p_NH, q_NH])  # the decoders are shared: both pass at once
+            decoded = self.attribute_decoder(hidden, self.training), self.behavior_decoder(hidden, self.training)
+        errors = [_errors(x.to(a_NAD.dtype), target, len(a_NAD))
+                  for x, target in zip(decoded, (a_NAD.flatten(1), target_NZ))]
+        alignment = 0.0 * p_NH.sum()
+        if q_NH is not None and self.config.parts.align:
+            config, kind = self.config, a_NAD.dtype
+            alignment = alignment_loss(p_NH.to(kind), q_NH.to(kind), config.alignment, config.kernel, config.bandwidth)
+        return ZeroShotLosses(attribute=errors[0][0] + errors[1][0], behavior=errors[0][1] + errors[1][1],
+                              alignment=alignment, virtual_MKD=virtual_MKD)
+
+    @torch.no_grad()
+    def virtual_behavior(self, a_NAD: Tensor) -> Tensor:
+        """Eq. 8: D2(E1(h_a)) as (N, K, D), every position valid. No gradient, dropout off whatever the tower's mode."""
+        return self._virtual(a_NAD)
+
+    @torch.no_grad()
+    def gate_sums(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor, held_out_N: Tensor) -> Tensor:
+        """`Gate.sums` of old rows, dropout off."""
+        return Gate.sums(mean_behavior(v_NLD, mask_NL), self._decoded(a_NAD).squeeze(1), held_out_N)
+
+    def _virtual(self, a_NAD: Tensor) -> Tensor:
+        decoded_NKD = self._decoded(a_NAD)
+        return decoded_NKD if self.gate is None else self.gate(decoded_NKD)
+
+    def _decoded(self, a_NAD: Tensor) -> Tensor:
+        with self._precision(a_NAD):
+            decoded = self.behavior_decoder(self.attribute_encoder(self.attribute_attention(a_NAD), False), False)
+        return decoded.to(a_NAD.dtype).view(len(a_NAD), -1, self.shape.dim)
+
+    def _encoded_behavior(self, v_NLD: Tensor, mask_NL: Tensor) -> Tensor | None:
+        if self.behavior_attention is None or self.behavior_encoder is None:
+            return None
+        return self.behavior_encoder(self.behavior_attention(v_NLD, mask_NL), self.training)
 
     def _precision(self, a_NAD: Tensor) -> torch.autocast:
         return torch.autocast(a_NAD.device.type, torch.bfloat16, enabled=self.config.autocast)
 
-    @staticmethod
-    def _errors(decoded: Tensor, target: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Summed squared errors of what came from p and of what came from q."""
-        flat = target.reshape(rows, decoded.shape[1])
-        return ((decoded[:rows] - flat) ** 2).sum(), ((decoded[rows:] - flat) ** 2).sum()
+
+class LinearMap(nn.Module):
+    """The variant `none`: attributes -> L virtual positions by one linear map, which only the ranking loss teaches."""
+
+    gate = None
+
+    def __init__(self, config: ZeroShotConfig, shape: InputShape):
+        super().__init__()
+        self.config, self.shape = config, shape
+        self.map = Dense(shape.attributes * shape.dim, shape.length * shape.dim)
+
+    def reset_parameters(self) -> None:
+        self.map.reset_parameters()
+
+    def forward(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor, a_MAD: Tensor) -> ZeroShotLosses:
+        """No losses; virtual behaviour of a_MAD with a graph."""
+        virtual_MKD = self.map(a_MAD.flatten(1)).view(-1, self.shape.length, self.shape.dim)
+        none = virtual_MKD.new_zeros(())
+        return ZeroShotLosses(attribute=none, behavior=none, alignment=none, virtual_MKD=virtual_MKD)
 
     @torch.no_grad()
     def virtual_behavior(self, a_NAD: Tensor) -> Tensor:
-        """Eq. 8: D2(E1(h_a)) as (N, L, D), every position valid. No gradient, dropout off whatever the tower's mode."""
-        with self._precision(a_NAD):
-            v_decoded = self.behavior_decoder(self.attribute_encoder(self.attribute_attention(a_NAD), False), False)
-        return v_decoded.to(a_NAD.dtype).view(-1, self.shape.length, self.shape.dim)
+        """Virtual behaviour (N, L, D), every position valid, without gradient."""
+        return self(a_NAD, a_NAD, a_NAD, a_NAD).virtual_MKD
+
+
+def zero_shot_tower(config: ZeroShotConfig, shape: InputShape) -> ZeroShotTower | LinearMap:
+    """The fresh module of the configuration's variant."""
+    return (ZeroShotTower if config.parts.attributes else LinearMap)(config, shape)
+
+
+def mean_behavior(v_NLD: Tensor, mask_NL: Tensor) -> Tensor:
+    """Mean (N, D) over the valid positions; 0 for a row without any."""
+    total_ND = torch.bmm(mask_NL.to(v_NLD.dtype).unsqueeze(1), v_NLD).squeeze(1)
+    return total_ND / mask_NL.sum(1, keepdim=True).clamp(min=1)
+
+
+def _errors(decoded: Tensor, target_NZ: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Summed squared errors of what came from p, and of what came from q (0 where nothing did)."""
+    from_p, from_q = decoded[:rows], decoded[rows:]
+    return ((from_p - target_NZ) ** 2).sum(), ((from_q - target_NZ) ** 2).sum() if len(from_q) else from_p.sum() * 0

@@ -19,6 +19,8 @@ from mail_core.schema.definition import FIRST_CODE, LABEL, MASKED, UNKNOWN, UNSE
 
 ROW_COLUMNS = (LABEL, WEIGHT, USER_KEY, MASKED, UNSEEN)
 """What a batch holds beside the encoded columns."""
+HELD_OUT_OF = 10
+"""A user in so many, by the hash that is the user's key, is held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class TensorBatch:
     """float32, 0 or 1."""
     weights_B: Tensor
     """float32, 1 for a real row, 0 for a filler."""
+    held_out_B: Tensor
+    """bool, the rows of one user in ten: a gated zero-shot tower does not learn from them."""
 
 
 def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> TensorBatch:
@@ -58,7 +62,8 @@ def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> TensorB
     tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items() if name not in ROW_COLUMNS}
     return TensorBatch(encoded=tensors,
                        labels_B=torch.from_numpy(batch[LABEL]).to(device=device, dtype=torch.float32),
-                       weights_B=torch.from_numpy(batch[WEIGHT]).to(device))
+                       weights_B=torch.from_numpy(batch[WEIGHT]).to(device),
+                       held_out_B=torch.from_numpy(batch[USER_KEY] % HELD_OUT_OF == 0).to(device))
 
 
 class IdDropout:

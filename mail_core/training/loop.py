@@ -123,7 +123,8 @@ def train(export: Export, splits: tuple[str, ...], epochs: int, config: Training
                                     world_size=ranks.world_size, rank=ranks.rank, batch_size=batch_size, shuffle=True)
             for at, arrays in enumerate(islice(batches, done, None) if done < steps[epoch] else (), done + 1):
                 batch = to_tensors(arrays, ranks.device)
-                progress.advance(step(drop_ids(batch.encoded), batch.labels_B, batch.weights_B))
+                progress.advance(step(drop_ids(batch.encoded), batch.labels_B, batch.weights_B,
+                                      batch.held_out_B))
                 # Right after a point of the curves, which then go on as they would have done.
                 if progress.steps % CURVE_STEPS == 0 and at < steps[epoch] and checkpoints.due():
                     checkpoints.save(Position(phase=phase, epoch=epoch, steps=at), state)
