@@ -56,6 +56,8 @@ class EmbeddingLayout:
     """Row of code 0 of each vocabulary, always zero."""
     rows: int
     """Rows of the fused table."""
+    user_id: int | None
+    """Which of `user` is the user's own ID, where one is."""
 
     @classmethod
     def from_schema(cls, schema: Schema, vocabulary_sizes: Mapping[str, int]) -> EmbeddingLayout:
@@ -90,16 +92,19 @@ class EmbeddingLayout:
             offset, size = offsets[vocabulary]
             return EmbeddedField(name=name, kind=kind, offset=offset, size=size)
 
+        attributes = [f.name for f in embedded if f.group == "user"]
+        user_id = attributes.index(schema.user_id_feature) if schema.user_id_feature else None
         items = tuple(located(c, "behavior", v) for c, v in schema.behavior_item_columns.items())
         return cls(user=fields("user"), context=fields("context"), item=fields("item"),
                    dense=tuple(f.name for f in _dense(schema)), behavior_items=items,
                    action=located(schema.action_column, "behavior", schema.action_column),
-                   length=schema.sequence_length, padding_rows=tuple(o for o, _ in offsets.values()), rows=rows)
+                   length=schema.sequence_length, padding_rows=tuple(o for o, _ in offsets.values()), rows=rows,
+                   user_id=user_id)
 
     def shape(self, dim: int) -> InputShape:
         """Sizes of the tower inputs that tables of embedding size `dim` make."""
         return InputShape(attributes=len(self.user), length=self.length, contexts=len(self.context),
-                          targets=len(self.item), dense=len(self.dense), dim=dim)
+                          targets=len(self.item), dense=len(self.dense), dim=dim, user_id=self.user_id)
 
 
 def _dense(schema: Schema) -> list[Feature]:

@@ -6,10 +6,11 @@ F dense context and item features, D embedding size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -50,7 +51,23 @@ class TowerInputs:
     dense_BF: Tensor
     """Dense context features, then dense item features, standardised."""
     is_virtual_B: Tensor
-    """True where v_BLD is virtual behaviour (Eq. 8)."""
+    """True where v_BLD is virtual behaviour and nothing else (Eq. 8)."""
+    token_weight: float | None = None
+    """Set where the last position of every row is a virtual token: where positions are pooled it counts as so many."""
+
+    @property
+    def weight_L(self) -> Tensor:
+        """(L,) what a valid position counts for where positions are pooled: 1, but for a token."""
+        weight_L = torch.ones(self.v_BLD.shape[1], dtype=self.v_BLD.dtype, device=self.v_BLD.device)
+        if self.token_weight is not None:
+            weight_L[-1] = self.token_weight
+        return weight_L
+
+    def with_token(self, token_B1D: Tensor, weight: float) -> TowerInputs:
+        """A virtual token behind every row's own positions."""
+        new_B = self.is_new_B
+        return replace(self, v_BLD=torch.cat([self.v_BLD, token_B1D], 1), is_virtual_B=self.is_virtual_B | new_B,
+                       mask_BL=F.pad(self.mask_BL, (0, 1), value=True), token_weight=weight)
 
     @property
     def is_new_B(self) -> Tensor:
@@ -59,7 +76,8 @@ class TowerInputs:
 
     def select(self, index: Tensor) -> TowerInputs:
         """The rows of a bool mask (B,) or of int64 positions (N,), differentiable; a (N, ...) copy."""
-        return TowerInputs(**{name: value[index] for name, value in vars(self).items()})
+        tensors: dict[str, Any] = {n: value[index] for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +88,7 @@ class UserPart:
     v_ULD: Tensor
     mask_UL: Tensor
     is_virtual_U: Tensor
+    token_weight: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

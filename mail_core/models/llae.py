@@ -36,9 +36,11 @@ class LlaeConfig:
 
 
 class Llae(nn.Module):
-    """Gives new rows W^T s as their only behaviour. W is state, not learned by gradient; zero until it is fitted."""
+    """Gives new rows W^T s as their only behaviour. W is state, not learned by gradient."""
 
     w_KD: Tensor
+    fitted: Tensor
+    """bool; before it is True the model is its ranking tower alone."""
 
     def __init__(self, config: LlaeConfig, shape: InputShape):
         super().__init__()
@@ -47,9 +49,11 @@ class Llae(nn.Module):
         if not self.kept:
             raise InputError("llae: the schema has no user attribute beside the user's ID")
         self.register_buffer("w_KD", torch.zeros(len(self.kept) * shape.dim, shape.dim))
+        self.register_buffer("fitted", torch.tensor(False))
 
     def reset_parameters(self) -> None:
         self.w_KD.zero_()
+        self.fitted.zero_()
 
     def attributes(self, a_NAD: Tensor) -> Tensor:
         """S: (N, K), all attributes but the user's ID side by side."""

@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size, read_config
 from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
 from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
+from mail_core.models.llae import Llae, LlaeConfig
+from mail_core.models.meta_emb import MetaEmb, MetaEmbConfig
 from mail_core.models.ranking import TOWERS, TowerConfig
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.zero_shot import LinearMap, ZeroShotConfig, zero_shot_tower
@@ -33,7 +36,9 @@ class MailConfig:
     tower_config: TowerConfig = field(default_factory=BaseDnnConfig)
     """Configuration of the ranking tower, of the tower's own type."""
     zero_shot: ZeroShotConfig | None = field(default_factory=ZeroShotConfig)
-    """None: the ranking tower alone."""
+    """None: the ranking tower alone, or with another cold-start method."""
+    cold_start: LlaeConfig | MetaEmbConfig | None = None
+    """A peer of MAIL's that takes the zero-shot tower's place."""
 
     def __post_init__(self) -> None:
         check_choice(self.tower, "tower", list(TOWERS))
@@ -44,10 +49,24 @@ class MailConfig:
             raise InputError(f"tower_config: {self.tower_config!r} (tower {self.tower} takes a {wanted.__name__})")
         if self.zero_shot is not None and not isinstance(self.zero_shot, ZeroShotConfig):
             raise InputError(f"zero_shot: {self.zero_shot!r} (expected a ZeroShotConfig or None)")
+        if self.cold_start is not None and self.zero_shot is not None:
+            raise InputError(f"cold_start: {type(self.cold_start).__name__} (expected none beside a zero-shot tower)")
+        # A sum grows with the number of behaviours, beside which one token of a new row says nothing.
+        if self.zero_shot is not None and self.zero_shot.parts.token and self.tower_config.pooling != "mean":
+            raise InputError(f"zero_shot.variant: {self.zero_shot.variant!r} (its token needs a tower_config with "
+                             f"pooling 'mean', this one has {self.tower_config.pooling!r})")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON document; `from_dict` gives this configuration back."""
-        return _json(asdict(self))
+        document = asdict(self)
+        if self.cold_start is not None:
+            document["cold_start"] = {"method": self.cold_start_method, **document["cold_start"]}
+        return _json(document)
+
+    @property
+    def cold_start_method(self) -> str | None:
+        """Name of the peer in COLD_START, None without one."""
+        return next((name for name, (config, _) in COLD_START.items() if isinstance(self.cold_start, config)), None)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> MailConfig:
@@ -65,7 +84,22 @@ class MailConfig:
         parts["tower_config"] = read_config(TOWERS[tower].config_type, sizes, "tower_config")
         if "zero_shot" in parts and parts["zero_shot"] is not None:
             parts["zero_shot"] = read_config(ZeroShotConfig, parts["zero_shot"], "zero_shot")
+        if "cold_start" in parts and parts["cold_start"] is not None:
+            parts["cold_start"] = _read_cold_start(parts["cold_start"])
         return read_config(cls, parts, "model configuration")
+
+
+COLD_START: Mapping[str, tuple[type, type]] = {"llae": (LlaeConfig, Llae), "meta_emb": (MetaEmbConfig, MetaEmb)}
+"""Peers of MAIL by name: configuration and module."""
+
+
+def _read_cold_start(document: Any) -> LlaeConfig | MetaEmbConfig:
+    if not isinstance(document, Mapping) or "method" not in document:
+        raise InputError(f"cold_start: expected a mapping with a method, found {document!r}")
+    settings = dict(document)
+    method = settings.pop("method")
+    check_choice(method, "cold_start.method", list(COLD_START))
+    return read_config(COLD_START[method][0], settings, "cold_start")
 
 
 def _json(value: Any) -> Any:
@@ -84,6 +118,8 @@ class MailModel(nn.Module):
         shape = layout.shape(config.dim)
         self.tables = EmbeddingTables(layout, config.dim, config.embedding_std)
         self.zero_shot = None if config.zero_shot is None else zero_shot_tower(config.zero_shot, shape)
+        method = config.cold_start_method
+        self.cold_start = None if method is None else COLD_START[method][1](config.cold_start, shape)
         if self.completes_all:
             shape = replace(shape, length=shape.length + 1)
         self.ranking = TOWERS[config.tower](config.tower_config, shape)
@@ -95,14 +131,16 @@ class MailModel(nn.Module):
             part.reset_parameters()  # type: ignore[operator]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """zero_shot (G_A), ranking (G_B) and embedding (G_B, by row); disjoint, and together all parameters.
+        """zero_shot (G_A), ranking (G_B), embedding (G_B, by row) and cold_start (after them); disjoint, and together
+        all parameters.
 
         A map that has no loss but the ranking loss belongs to G_B (4.3, None).
         """
         zero_shot = [] if self.zero_shot is None else list(self.zero_shot.parameters())
         own, ranking = ([], zero_shot) if isinstance(self.zero_shot, LinearMap) else (zero_shot, [])
         groups = {"zero_shot": own, "ranking": [*self.ranking.parameters(), *ranking],
-                  "embedding": list(self.tables.parameters())}
+                  "embedding": list(self.tables.parameters()),
+                  "cold_start": [] if self.cold_start is None else list(self.cold_start.parameters())}
         ids = [id(p) for group in groups.values() for p in group]
         assert len(ids) == len(set(ids)), "a parameter stands in two groups"
         assert set(ids) == {id(p) for p in self.parameters()}, "a parameter stands in no group"
@@ -127,6 +165,8 @@ class MailModel(nn.Module):
 
         Without a zero-shot tower, or without rows to complete, the inputs come back as they are.
         """
+        if self.cold_start is not None:
+            return self._complete_by_peer(inputs) if self.cold_start.fitted else inputs
         if self.zero_shot is None:
             return inputs
         rows_M = self.to_complete(inputs)
@@ -141,6 +181,24 @@ class MailModel(nn.Module):
         return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, rows_M, virtual_MKD),
                        mask_BL=inputs.mask_BL | new_B.unsqueeze(1), is_virtual_B=inputs.is_virtual_B | new_B)
 
+    def _complete_by_peer(self, inputs: TowerInputs) -> TowerInputs:
+        """New rows get pooled behaviour as their only position (LLAE), or another ID embedding (MetaEmb)."""
+        new_B = inputs.is_new_B
+        new_N = new_B.nonzero().squeeze(1)
+        if len(new_N) == 0:
+            return inputs
+        a_NAD = inputs.a_BAD.index_select(0, new_N).detach()
+        if isinstance(self.cold_start, MetaEmb):
+            with torch.no_grad():
+                a_NAD = self.cold_start.with_identity(a_NAD, self.cold_start(a_NAD))
+            return replace(inputs, a_BAD=inputs.a_BAD.index_copy(0, new_N, a_NAD))
+        assert isinstance(self.cold_start, Llae)
+        v_NLD = F.pad(self.cold_start.virtual_behavior(a_NAD), (0, 0, 0, inputs.v_BLD.shape[1] - 1))
+        first_L = torch.arange(inputs.v_BLD.shape[1], device=new_B.device) == 0
+        return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, new_N, v_NLD.to(inputs.v_BLD.dtype)),
+                       mask_BL=inputs.mask_BL | (new_B.unsqueeze(1) & first_L),
+                       is_virtual_B=inputs.is_virtual_B | new_B)
+
     def forward(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Logits (B,) of encoded rows (see EmbeddingTables), new rows completed. Raises InputError as `gather` does."""
         return self.ranking(self.complete(self.tables.gather(encoded).inputs)).logits_B
@@ -152,7 +210,8 @@ class MailModel(nn.Module):
         none = a_UAD.new_empty(len(a_UAD), 0, self.config.dim)
         users = self.complete(TowerInputs(a_BAD=a_UAD, v_BLD=v_ULD, mask_BL=mask_UL, c_BCD=none, t_BTD=none,
                                           dense_BF=none[:, :, 0], is_virtual_B=no_virtual(mask_UL)))
-        return UserPart(a_UAD=users.a_BAD, v_ULD=users.v_BLD, mask_UL=users.mask_BL, is_virtual_U=users.is_virtual_B)
+        return UserPart(a_UAD=users.a_BAD, v_ULD=users.v_BLD, mask_UL=users.mask_BL, is_virtual_U=users.is_virtual_B,
+                        token_weight=users.token_weight)
 
     @torch.no_grad()
     def rank(self, users: UserPart, user_index_B: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
@@ -164,5 +223,5 @@ class MailModel(nn.Module):
         c_BCD, t_BTD, dense_BF = self.tables.gather_candidates(encoded, len(user_index_B))
         inputs = TowerInputs(a_BAD=users.a_UAD[user_index_B], v_BLD=users.v_ULD[user_index_B],
                              mask_BL=users.mask_UL[user_index_B], c_BCD=c_BCD, t_BTD=t_BTD, dense_BF=dense_BF,
-                             is_virtual_B=users.is_virtual_U[user_index_B])
+                             is_virtual_B=users.is_virtual_U[user_index_B], token_weight=users.token_weight)
         return self.ranking(inputs).logits_B

@@ -245,7 +245,7 @@ class ZeroShotTower(nn.Module):
     def _decoded(self, a_NAD: Tensor) -> Tensor:
         with self._precision(a_NAD):
             decoded = self.behavior_decoder(self.attribute_encoder(self.attribute_attention(a_NAD), False), False)
-        return decoded.to(a_NAD.dtype).view(len(a_NAD), -1, self.shape.dim)
+        return decoded.to(a_NAD.dtype).unflatten(1, (-1, self.shape.dim))
 
     def _encoded_behavior(self, v_NLD: Tensor, mask_NL: Tensor) -> Tensor | None:
         if self.behavior_attention is None or self.behavior_encoder is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from small_export import small_schema
-from stepping import BATCH, OPTIMIZERS, batch_of, fresh_step, state_of, take
+from stepping import BATCH, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
 
 from mail_core.loading.manifest import TEST
 from mail_core.training.data import open_export
@@ -33,12 +33,18 @@ def steps(folder: Path, ranks: Ranks) -> None:
             step(*take(whole, half))
         save_file(state_of(step), folder / f"{optimizer}-{ranks.rank}.safetensors")
         step = fresh_step(optimizer, ranks)
-        encoded, labels, weights = take(batch_of(3), slice(0, BATCH))
+        encoded, *others = take(batch_of(3), slice(0, BATCH))
         if ranks.rank:
             encoded = {name: torch.zeros_like(column[:1]) for name, column in encoded.items()}
-            labels, weights = torch.zeros(1), torch.zeros(1)
-        step(encoded, labels, weights)
+            others = [torch.zeros_like(column[:1]) for column in others]
+        step(encoded, *others)
         save_file(state_of(step), folder / f"{optimizer}-filler-{ranks.rank}.safetensors")
+    for zero_shot in ZERO_SHOT:
+        step = fresh_step("row_sparse", ranks, zero_shot)
+        for seed in (1, 2):
+            half = slice(0, BATCH) if ranks.rank == 0 else slice(BATCH, 2 * BATCH)
+            step(*take(batch_for(zero_shot, seed), half))
+        save_file(state_of(step), folder / f"{zero_shot}-{ranks.rank}.safetensors")
 
 
 def epochs(folder: Path, ranks: Ranks) -> None:

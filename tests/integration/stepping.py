@@ -20,23 +20,31 @@ from mail_core.training.presets import TrainingConfig
 from mail_core.training.ranks import Ranks
 from mail_core.training.step import TrainStep
 
-__all__ = ["BATCH", "OPTIMIZERS", "Batch", "batch_of", "fresh_step", "state_of", "take"]
+__all__ = ["BATCH", "OPTIMIZERS", "ZERO_SHOT", "Batch", "batch_for", "batch_of", "fresh_step", "state_of", "take"]
 BATCH = 24
 """Rows of a rank's half."""
-Batch = tuple[dict[str, Tensor], Tensor, Tensor]
+Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
+"""Encoded columns, labels, weights, held-out rows."""
+_SMALL = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0)
+ZERO_SHOT = {"dual": replace(_SMALL, variant="dual"), "joint": replace(_SMALL, variant="dual", joint=True),
+             "none": replace(_SMALL, variant="none"), "single": replace(_SMALL, variant="single"),
+             "gated": replace(_SMALL, variant="gated", alignment="mse")}
 
 
-def fresh_step(optimizer: str, ranks: Ranks, zero_shot: bool = True) -> TrainStep:
-    """The same model each time, without all that a step of one process cannot share: dropout, MMD, batch statistics."""
+def fresh_step(optimizer: str, ranks: Ranks, zero_shot: str | None = "dual") -> TrainStep:
+    """The same model each time, without all that a step of one process cannot share: dropout, MMD, batch statistics.
+
+    `zero_shot` is a name of ZERO_SHOT, None for the ranking tower alone.
+    """
     torch.manual_seed(11)
-    alone = MailConfig(dim=8, embedding_std=0.3, tower_config=BaseDnnConfig(hidden=(16, 8), dropout=0.0),
-                       zero_shot=None)
+    pooling = "mean" if zero_shot == "gated" else "sum"
+    tower_config = BaseDnnConfig(hidden=(16, 8), dropout=0.0, pooling=pooling)
+    alone = MailConfig(dim=8, embedding_std=0.3, tower_config=tower_config, zero_shot=None)
     layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
     model = MailModel(alone, layout)
-    if zero_shot:
+    if zero_shot is not None:
         # The tables and the ranking tower are drawn first, so that they are the same with and without it.
-        tower = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0, align=False)
-        full = MailModel(replace(alone, zero_shot=tower), layout)
+        full = MailModel(replace(alone, zero_shot=ZERO_SHOT[zero_shot]), layout)
         full.tables.load_state_dict(model.tables.state_dict())
         full.ranking.load_state_dict(model.ranking.state_dict())
         model = full
@@ -62,10 +70,17 @@ def batch_of(seed: int) -> Batch:
     first_old = np.argsort(arrays["behavior_btag"][:, 0] == 0, kind="stable")
     arrays = {name: array[first_old] for name, array in arrays.items()}
     batch = to_tensors({**arrays, WEIGHT: np.ones(2 * BATCH, dtype=np.float32)}, torch.device("cpu"))
-    return batch.encoded, batch.labels_B, batch.weights_B
+    return batch.encoded, batch.labels_B, batch.weights_B, batch.held_out_B
+
+
+def batch_for(zero_shot: str, seed: int) -> Batch:
+    """`batch_of`; all rows held out for the gated tower, whose alignment loss is a mean over one rank's rows."""
+    encoded, labels, weights, held_out = batch_of(seed)
+    return encoded, labels, weights, torch.ones_like(held_out) if zero_shot == "gated" else held_out
 
 
 def take(batch: Batch, rows: slice | Tensor) -> Batch:
     """Some rows of a batch."""
-    encoded, labels, weights = batch
-    return {name: column[rows] for name, column in encoded.items()}, labels[rows], weights[rows]
+    encoded, *others = batch
+    labels, weights, held_out = (column[rows] for column in others)
+    return {name: column[rows] for name, column in encoded.items()}, labels, weights, held_out

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stepping import BATCH, OPTIMIZERS, batch_of, fresh_step, state_of, take
+from stepping import BATCH, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
 
+from mail_core.models.zero_shot import mean_behavior
 from mail_core.training.ranks import Ranks
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -43,6 +44,48 @@ def test_two_ranks_step_as_one_process_with_the_double_batch(two_ranks, optimize
     # Twice or half of any of these moments would be farther off than 1e-5.
     assert {group: max(float(t.abs().max()) for name, t in alone.items() if name.startswith(f"moment.{group}")) > 1e-4
             for group in ("table", "g_a", "g_b")} == {"table": True, "g_a": True, "g_b": True}
+
+
+@pytest.mark.parametrize("zero_shot", ZERO_SHOT)
+def test_two_ranks_step_as_one_process_whatever_the_zero_shot_tower_learns(two_ranks, zero_shot):
+    step = fresh_step("row_sparse", Ranks.alone(), zero_shot)
+    for seed in (1, 2):
+        step(*batch_for(zero_shot, seed))
+    first, second = (load_file(two_ranks / f"{zero_shot}-{rank}.safetensors") for rank in (0, 1))
+    assert farthest(first, second) == 0 and farthest(state_of(step), first) < 1e-5
+
+
+@pytest.mark.parametrize("zero_shot, own_loss, by_ranking", [
+    ("dual", True, False), ("single", True, False), ("joint", True, True), ("none", False, True)])
+def test_what_teaches_the_zero_shot_tower(zero_shot, own_loss, by_ranking):
+    """Its own loss where a batch has old rows, the ranking loss of new rows where they are joined."""
+    moved = {}
+    for old in (True, False):
+        step = fresh_step("row_sparse", Ranks.alone(), zero_shot)
+        before = {name: tensor.clone() for name, tensor in step.model.zero_shot.state_dict().items()}
+        losses = step(*only(old))
+        moved[old] = any(not torch.equal(before[name], t) for name, t in step.model.zero_shot.state_dict().items())
+        assert bool(losses.sums[1] > 0) == (own_loss and old)
+    assert moved == {True: own_loss, False: by_ranking}
+
+
+def test_a_gated_tower_does_not_learn_from_held_out_rows_and_every_row_gets_the_token():
+    step, seen = fresh_step("row_sparse", Ranks.alone(), "gated"), []
+    step.model.zero_shot.attribute_attention.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    step.model.ranking.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encoded, labels, weights, _ = batch_of(7)
+    old = (encoded["behavior_btag"] > 0).any(1)
+    held_out = torch.arange(len(labels)) % 3 == 0
+    losses = step(encoded, labels, weights, held_out)
+    learned = int((old & ~held_out).sum())
+    assert losses.counts[1:].tolist() == [learned, learned, 1] and seen[0] == learned and 0 < learned < int(old.sum())
+    gate, inputs = step.model.zero_shot.gate, seen[-1]
+    virtual_BD = step.model.zero_shot.virtual_behavior(inputs.a_BAD.detach())[:, 0]
+    torch.testing.assert_close(inputs.v_BLD[:, -1], virtual_BD)
+    assert inputs.mask_BL[:, -1].all() and inputs.is_virtual_B.tolist() == (~old).tolist()
+    v_NLD, mask_NL = inputs.v_BLD[old, :-1].detach(), inputs.mask_BL[old, :-1]
+    torch.testing.assert_close(gate.mean_real_D / gate.weight, mean_behavior(v_NLD, mask_NL).mean(0))
+    assert float(gate.s_xx) > 0
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -82,7 +125,7 @@ def test_a_batch_of_one_kind_of_row_steps(optimizer, kind):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_zero_shot_loss_moves_neither_tables_nor_ranking_tower(optimizer):
-    with_tower, without = (fresh_step(optimizer, Ranks.alone(), zero_shot=z) for z in (True, False))
+    with_tower, without = (fresh_step(optimizer, Ranks.alone(), zero_shot) for zero_shot in ("dual", None))
     batch = only(old=True)  # no new row: the towers meet in the loss of the tables only if a gradient leaks
     for step in (with_tower, without):
         step(*batch)
@@ -107,7 +150,7 @@ def test_new_rows_get_virtual_behavior_of_the_tower_just_stepped():
 
 def test_losses_are_reported_as_sums_over_their_rows():
     step = fresh_step("row_sparse", Ranks.alone())
-    encoded, labels, weights = batch = batch_of(6)
+    encoded, _, weights, _ = batch = batch_of(6)
     with torch.no_grad():
         inputs = step.model.tables.gather(encoded).inputs
         old = ~inputs.is_new_B

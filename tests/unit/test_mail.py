@@ -61,7 +61,7 @@ def test_parameter_groups_are_disjoint_and_cover_the_model(zero_shot):
     model = model_of(zero_shot=zero_shot)
     groups = model.parameter_groups()
     ids = [id(p) for group in groups.values() for p in group]
-    assert set(groups) == {"zero_shot", "ranking", "embedding"}
+    assert set(groups) == {"zero_shot", "ranking", "embedding", "cold_start"}
     assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
     assert [id(p) for p in groups["embedding"]] == [id(model.tables.weight)]
 
@@ -158,7 +158,7 @@ def test_model_built_on_meta_equals_one_built_directly(zero_shot):
 
 
 @pytest.mark.parametrize("config", [MailConfig(), small_config(), small_config(zero_shot=False),
-                                    replace(small_config(), zero_shot=ZeroShotConfig(kernel="multi", align=False))])
+                                    replace(small_config(), zero_shot=ZeroShotConfig(kernel="multi", variant="dual"))])
 def test_configuration_survives_json(config):
     document = config.to_dict()
     assert json.loads(json.dumps(document)) == document and MailConfig.from_dict(document) == config

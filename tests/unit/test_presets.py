@@ -23,7 +23,7 @@ def test_paper_has_the_sizes_and_settings_of_section_4_2():
     assert (config.batch_size, config.learning_rate, config.model.dim) == (1024, 1e-3, 32)
     assert config.model.tower_config.hidden == (512, 256) and config.model.tower_config.dropout == 0.5
     assert config.model.zero_shot == ZeroShotConfig(hidden=(1024, 512), latent=512, attention=128, dropout=0.5,
-                                                    align=True, kernel="fixed")
+                                                    variant="base", kernel="fixed")
 
 
 def test_tiny_differs_from_paper_in_embedding_and_hidden_sizes_only():

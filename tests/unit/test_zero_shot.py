@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mail_core.errors import InputError
+from mail_core.models.alignment import mmd
 from mail_core.models.inputs import InputShape
-from mail_core.models.zero_shot import (AttentionPooling, ResidualDecoder, ResidualEncoder, ZeroShotConfig,
-                                        ZeroShotTower, mmd)
+from mail_core.models.zero_shot import AttentionPooling, ResidualDecoder, ResidualEncoder, ZeroShotConfig, ZeroShotTower
 
 A, LENGTH, D = 3, 5, 4
 SHAPE = InputShape(attributes=A, length=LENGTH, contexts=1, targets=1, dense=0, dim=D)
@@ -219,7 +219,7 @@ def test_no_rows_and_one_row_give_finite_losses_with_a_graph_to_every_parameter(
 
 
 def test_without_alignment_the_loss_is_zero_with_a_graph():
-    tower = tower_of(ZeroShotConfig(hidden=(12, 10), latent=6, attention=7, align=False))
+    tower = tower_of(ZeroShotConfig(hidden=(12, 10), latent=6, attention=7, variant="dual"))
     alignment = tower(*old_rows([2, 3])).alignment
     assert float(alignment.detach()) == 0 and alignment.requires_grad
 
@@ -271,7 +271,9 @@ def test_tower_builds_on_meta_and_reset_makes_it_work():
 
 @pytest.mark.parametrize("wrong, message", [({"kernel": "linear"}, "fixed, median"), ({"dropout": 1.0}, "dropout"),
                                             ({"hidden": (4,)}, "2 layer sizes"), ({"latent": 0}, "latent"),
-                                            ({"bandwidth": 0.0}, "bandwidth"), ({"align": 1}, "align"),
+                                            ({"bandwidth": 0.0}, "bandwidth"), ({"alignment": "cca"}, "mmd, mse"),
+                                            ({"variant": "triple"}, "none, single, dual, base"),
+                                            ({"joint": 1}, "joint"), ({"token_weight": 0}, "token_weight"),
                                             ({"autocast": "yes"}, "autocast")])
 def test_a_configuration_that_does_not_fit_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mail_core.models.config import check_share, check_sizes
+from mail_core.models.config import check_choice, check_share, check_sizes
+from mail_core.models.fields import POOLINGS, pool_behavior
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
 from mail_core.models.layers import SLOPE, BatchNorm, Dense, log_odds
 
@@ -24,8 +25,11 @@ class BaseDnnConfig:
     """Units of the two hidden layers."""
     dropout: float = 0.5
     """Before each hidden layer."""
+    pooling: str = "sum"
+    """Of behaviour: `sum` (Eq. 11), or `mean`, which a virtual token needs to stand beside any number of behaviours."""
 
     def __post_init__(self) -> None:
+        check_choice(self.pooling, "tower_config.pooling", POOLINGS)
         check_sizes(self.hidden, "tower_config.hidden", 2)
         check_share(self.dropout, "tower_config.dropout")
 
@@ -53,13 +57,13 @@ class BaseDnn(nn.Module):
 
     def forward(self, inputs: TowerInputs) -> RankingOutput:
         """Logits (B,), Eqs. 11 and 12."""
-        h_BZ = pool(inputs)
+        h_BZ = pool(inputs, self.config.pooling)
         for dense, norm in ((self.dense1, self.norm1), (self.dense2, self.norm2)):
             h_BZ = F.leaky_relu(norm(dense(F.dropout(h_BZ, self.config.dropout, self.training))), SLOPE)
         return RankingOutput(logits_B=self.output(h_BZ).squeeze(1))
 
 
-def pool(inputs: TowerInputs) -> Tensor:
-    """Eq. 11: z = [z_v, z_a, z_c, z_t, dense] (B, 4 D + F), the sums of the groups' vectors (v: valid positions)."""
-    z_v_BD = torch.bmm(inputs.mask_BL.to(inputs.v_BLD.dtype).unsqueeze(1), inputs.v_BLD).squeeze(1)
-    return torch.cat([z_v_BD, inputs.a_BAD.sum(1), inputs.c_BCD.sum(1), inputs.t_BTD.sum(1), inputs.dense_BF], 1)
+def pool(inputs: TowerInputs, pooling: str = "sum") -> Tensor:
+    """Eq. 11: z = [z_v, z_a, z_c, z_t, dense] (B, 4 D + F), the sums of the groups' vectors; z_v by `pooling`."""
+    return torch.cat([pool_behavior(inputs, pooling), inputs.a_BAD.sum(1), inputs.c_BCD.sum(1), inputs.t_BTD.sum(1),
+                      inputs.dense_BF], 1)
