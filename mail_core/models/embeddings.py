@@ -58,6 +58,8 @@ class EmbeddingLayout:
     """Rows of the fused table."""
     user_id: int | None
     """Which of `user` is the user's own ID, where one is."""
+    matched: tuple[int, ...]
+    """Which of `item` share their vocabulary with an item column of a behaviour."""
 
     @classmethod
     def from_schema(cls, schema: Schema, vocabulary_sizes: Mapping[str, int]) -> EmbeddingLayout:
@@ -94,17 +96,20 @@ class EmbeddingLayout:
 
         attributes = [f.name for f in embedded if f.group == "user"]
         user_id = attributes.index(schema.user_id_feature) if schema.user_id_feature else None
+        shared = set(schema.behavior_item_columns.values())
+        matched = tuple(i for i, f in enumerate(f for f in embedded if f.group == "item") if f.name in shared)
         items = tuple(located(c, "behavior", v) for c, v in schema.behavior_item_columns.items())
         return cls(user=fields("user"), context=fields("context"), item=fields("item"),
                    dense=tuple(f.name for f in _dense(schema)), behavior_items=items,
                    action=located(schema.action_column, "behavior", schema.action_column),
                    length=schema.sequence_length, padding_rows=tuple(o for o, _ in offsets.values()), rows=rows,
-                   user_id=user_id)
+                   user_id=user_id, matched=matched)
 
     def shape(self, dim: int) -> InputShape:
         """Sizes of the tower inputs that tables of embedding size `dim` make."""
         return InputShape(attributes=len(self.user), length=self.length, contexts=len(self.context),
-                          targets=len(self.item), dense=len(self.dense), dim=dim, user_id=self.user_id)
+                          targets=len(self.item), dense=len(self.dense), dim=dim, user_id=self.user_id,
+                          matched=self.matched)
 
 
 def _dense(schema: Schema) -> list[Feature]:
@@ -153,6 +158,9 @@ class _Behaviors:
     action_P: Tensor
     """Action code."""
     action_KD: Tensor
+    newest_BD: Tensor
+    """Item part of each row's newest behaviour, zero without one, and its codes."""
+    newest_BJ: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,9 @@ class Gathered:
         x_grad_BGD = _grad(x_BGD)
         v_grad_PD = _grad(found.v_BLD).reshape(-1, dim).index_select(0, found.position_P)
         item_grad_PD = v_grad_PD * found.action_KD.index_select(0, found.action_P)
+        if found.newest_BD.grad is not None:
+            old_N, newest_N = _first_positions(found.mask_BL)
+            item_grad_PD.index_add_(0, newest_N, found.newest_BD.grad.index_select(0, old_N))
         leaves = torch.cat([x_grad_BGD.reshape(-1, dim), item_grad_PD])
 
         rows, leaf, weight = self._fields.contributions()
@@ -200,6 +211,13 @@ class Gathered:
         action_grad_KD = codes.T @ (v_grad_PD * found.item_PD)
         return (torch.cat([rows_R.to(torch.int64), present + self._action_offset]),
                 torch.cat([grad_RD, action_grad_KD.index_select(0, present)]))
+
+
+def _first_positions(mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The N rows with a valid position, and where the first of each lies among all P valid positions."""
+    count_B = mask_BL.sum(1)
+    old_N = count_B.nonzero().squeeze(1)
+    return old_N, (count_B.cumsum(0) - count_B).index_select(0, old_N)
 
 
 def _grad(leaf: Tensor) -> Tensor:
@@ -238,11 +256,14 @@ class EmbeddingTables(nn.Module):
         if training:
             fields.x_BGD.requires_grad_()
             behaviors.v_BLD.requires_grad_()
+            behaviors.newest_BD.requires_grad_()
         a, c, t = len(layout.user), len(layout.context), len(layout.item)
         a_BAD, c_BCD, t_BTD = fields.x_BGD.split([a, c, t], dim=1)
         inputs = TowerInputs(a_BAD=a_BAD, v_BLD=behaviors.v_BLD, mask_BL=behaviors.mask_BL, c_BCD=c_BCD, t_BTD=t_BTD,
                              dense_BF=self._dense(encoded, len(behaviors.mask_BL)),
-                             is_virtual_B=no_virtual(behaviors.mask_BL))
+                             is_virtual_B=no_virtual(behaviors.mask_BL),
+                             newest_BD=behaviors.newest_BD if training else None,
+                             newest_BJ=behaviors.newest_BJ if training else None)
         return Gathered(inputs, fields, behaviors, layout.action.offset) if training else Gathered(inputs)
 
     @torch.no_grad()
@@ -309,8 +330,13 @@ class EmbeddingTables(nn.Module):
         action_KD = self.weight[layout.action.offset:layout.action.offset + layout.action.size].clone()
         v_BLD = torch.zeros(mask_BL.numel(), self.dim, dtype=self.weight.dtype, device=self.weight.device)
         v_BLD.index_copy_(0, position_P, item_PD * action_KD.index_select(0, action_P))
+        # Newest first: the first position of each row that has one.
+        old_N, newest_N = _first_positions(mask_BL)
+        newest_BD, newest_BJ = v_BLD.new_zeros(len(mask_BL), self.dim), codes_PJ.new_zeros(len(mask_BL), len(columns))
+        newest_BD.index_copy_(0, old_N, item_PD.index_select(0, newest_N))
+        newest_BJ.index_copy_(0, old_N, codes_PJ.index_select(0, newest_N))
         return _Behaviors(v_BLD.view(*mask_BL.shape, self.dim), mask_BL, position_P, rows_PJ, codes_PJ != PADDING,
-                          item_PD, action_P, action_KD)
+                          item_PD, action_P, action_KD, newest_BD, newest_BJ)
 
     def _dense(self, encoded: Mapping[str, Tensor], rows: int) -> Tensor:
         columns = [_column(encoded, name).to(self.weight.dtype) for name in self.layout.dense]

@@ -32,6 +32,8 @@ class InputShape:
     """D: embedding size."""
     user_id: int | None = None
     """Which of the A attributes is the user's ID, where one is."""
+    matched: tuple[int, ...] = ()
+    """Which of the T target features a behaviour's item part is the sum of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,11 @@ class TowerInputs:
     """Dense context features, then dense item features, standardised."""
     is_virtual_B: Tensor
     """True where v_BLD is virtual behaviour and nothing else (Eq. 8)."""
+    newest_BD: Tensor | None = None
+    """Item part of each row's newest real behaviour, zero without one; with `newest_BJ` there in training only, for
+    losses on real behaviour."""
+    newest_BJ: Tensor | None = None
+    """Its J codes, 0 without one."""
     token_weight: float | None = None
     """Set where the last position of every row is a virtual token: where positions are pooled it counts as so many."""
 

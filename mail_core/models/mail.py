@@ -18,7 +18,7 @@ from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
 from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
 from mail_core.models.llae import Llae, LlaeConfig
 from mail_core.models.meta_emb import MetaEmb, MetaEmbConfig
-from mail_core.models.ranking import TOWERS, TowerConfig
+from mail_core.models.ranking import TOWERS, TowerConfig, pooling_of
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.zero_shot import LinearMap, ZeroShotConfig, zero_shot_tower
 
@@ -52,9 +52,9 @@ class MailConfig:
         if self.cold_start is not None and self.zero_shot is not None:
             raise InputError(f"cold_start: {type(self.cold_start).__name__} (expected none beside a zero-shot tower)")
         # A sum grows with the number of behaviours, beside which one token of a new row says nothing.
-        if self.zero_shot is not None and self.zero_shot.parts.token and self.tower_config.pooling != "mean":
+        if self.zero_shot is not None and self.zero_shot.parts.token and pooling_of(self.tower_config) == "sum":
             raise InputError(f"zero_shot.variant: {self.zero_shot.variant!r} (its token needs a tower_config with "
-                             f"pooling 'mean', this one has {self.tower_config.pooling!r})")
+                             "pooling 'mean', this one has 'sum')")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON document; `from_dict` gives this configuration back."""

@@ -19,6 +19,7 @@ from mail_core.models.fields import pool_behavior
 from mail_core.models.llae import Llae
 from mail_core.models.mail import MailModel
 from mail_core.models.meta_emb import MetaEmb
+from mail_core.models.ranking import pooling_of
 from mail_core.schema.definition import USER_KEY, WEIGHT
 from mail_core.training.data import Export, to_tensors
 from mail_core.training.llae import FOLDS, Moments, solve
@@ -65,7 +66,7 @@ def fit_llae(model: MailModel, chunks: Iterator[Chunk], ranks: Ranks) -> None:
     for chunk in chunks:
         with torch.no_grad():
             inputs = model.tables.gather(to_tensors(chunk, ranks.device).encoded).inputs
-            pooled_BD = pool_behavior(inputs, model.config.tower_config.pooling)
+            pooled_BD = pool_behavior(inputs, pooling_of(model.config.tower_config))
             sx = torch.cat([llae.attributes(inputs.a_BAD), pooled_BD], 1).double().cpu().numpy()
         old = ~inputs.is_new_B.cpu().numpy() & (chunk[WEIGHT] > 0)
         for fold in range(FOLDS):
