@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mail_core.errors import InputError
-from mail_core.models.config import check_positive, check_size
+from mail_core.models.config import check_positive, check_share
 from mail_core.models.inputs import InputShape
 
 
@@ -23,8 +23,8 @@ class LlaeConfig:
     """Weight of the low-rank term (the paper's 30); of several the one that predicts held-out users best is taken."""
     encoding: float = 1.0
     """Weight of the encoder's own error."""
-    rank: int = 16
-    """Aimed at: V spans W's left singular vectors after these."""
+    rank_share: float = 0.5
+    """Of D, the rank aimed at: V spans W's left singular vectors after these."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.low_rank, tuple) or not self.low_rank:
@@ -32,7 +32,7 @@ class LlaeConfig:
         for weight in self.low_rank:
             check_positive(weight, "cold_start.low_rank")
         check_positive(self.encoding, "cold_start.encoding")
-        check_size(self.rank, "cold_start.rank")
+        check_share(self.rank_share, "cold_start.rank_share")
 
 
 class Llae(nn.Module):

@@ -63,14 +63,19 @@ def closed_form(moments: Moments, low_rank: float, encoding: float, rank: int) -
     return w_KD
 
 
+def rank_of(moments: Moments, config: LlaeConfig) -> int:
+    """The rank aimed at, 1 or more."""
+    return max(1, round(config.rank_share * len(moments.xx_DD)))
+
+
 def chosen_weight(folds: list[Moments], config: LlaeConfig) -> float:
     """The weight of the low-rank term with the least error on users left out in turn; the only one, if there is one."""
     if len(config.low_rank) == 1:
         return config.low_rank[0]
-    total = reduce(add, folds)
+    total, rank = reduce(add, folds), rank_of(folds[0], config)
 
     def error(weight: float) -> float:
-        return sum(fold.error(closed_form(total - fold, weight, config.encoding, config.rank)) for fold in folds)
+        return sum(fold.error(closed_form(total - fold, weight, config.encoding, rank)) for fold in folds)
 
     return min(config.low_rank, key=error)
 
@@ -78,4 +83,4 @@ def chosen_weight(folds: list[Moments], config: LlaeConfig) -> float:
 def solve(folds: list[Moments], config: LlaeConfig) -> tuple[np.ndarray, float]:
     """W (K, D) of all folds together, and the weight that was taken."""
     weight = chosen_weight(folds, config)
-    return closed_form(reduce(add, folds), weight, config.encoding, config.rank), weight
+    return closed_form(reduce(add, folds), weight, config.encoding, rank_of(folds[0], config)), weight

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping
 
 from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size
-from mail_core.models.mail import MailConfig
-from mail_core.models.ranking import TowerConfig
+from mail_core.models.mail import COLD_START, MailConfig
+from mail_core.models.ranking import TowerConfig, pooling_of, with_pooling
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.ranking.dcn_v2 import DcnV2Config
 from mail_core.models.ranking.din import DinConfig
 from mail_core.models.ranking.dmr import DmrConfig
 from mail_core.models.ranking.dnn_concat import DnnConcatConfig
 from mail_core.models.ranking.emb_lr import EmbLrConfig
-from mail_core.models.zero_shot import ZeroShotConfig
+from mail_core.models.zero_shot import VARIANTS, ZeroShotConfig
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 
 
@@ -80,10 +80,30 @@ PRESETS = {
 }
 
 
-def model_config(preset: str, tower: str, zero_shot: bool) -> MailConfig:
-    """The model of a preset, with the zero-shot tower or without. Raises InputError on an unknown preset or tower."""
+ALONE = "off"
+METHODS = (ALONE, *VARIANTS, *COLD_START)
+"""What is done for new users: nothing, a variant of MAIL, or a peer of MAIL's."""
+
+
+def model_config(preset: str, tower: str, method: str, pooling: str | None = None) -> MailConfig:
+    """The model of a preset.
+
+    Args:
+        method: one of METHODS.
+        pooling: of behaviour, `sum` or `mean`; None: the paper's sum, or the mean where a method's token needs it.
+
+    Raises:
+        InputError: an unknown name, or a pooling that the tower has not or the method cannot use.
+    """
     check_choice(preset, "preset", list(PRESETS))
     sizes = PRESETS[preset]
     check_choice(tower, "tower", list(sizes.towers))
-    return MailConfig(tower=tower, dim=sizes.dim, tower_config=sizes.towers[tower],
-                      zero_shot=sizes.zero_shot if zero_shot else None)
+    check_choice(method, "cold start", METHODS)
+    zero_shot = replace(sizes.zero_shot, variant=method) if method in VARIANTS else None
+    tower_config = sizes.towers[tower]
+    if pooling is None and zero_shot is not None and zero_shot.parts.token and pooling_of(tower_config) == "sum":
+        pooling = "mean"
+    if pooling is not None:
+        tower_config = with_pooling(tower_config, pooling)
+    return MailConfig(tower=tower, dim=sizes.dim, tower_config=tower_config, zero_shot=zero_shot,
+                      cold_start=COLD_START[method][0]() if method in COLD_START else None)

@@ -48,7 +48,7 @@ class OurStep:
     def __init__(self, tower: str, data: Sequence[Batch], share: float = 1.0):
         torch.manual_seed(1)
         layout = EmbeddingLayout.from_schema(SCHEMA, vocabulary_sizes(share))
-        self.model = MailModel(model_config("paper", tower, zero_shot=False), layout).train()
+        self.model = MailModel(model_config("paper", tower, "off"), layout).train()
         self.table = RowSparseAdam(self.model.tables.weight, 1e-3)
         self.adam = torch.optim.Adam(self.model.ranking.parameters(), lr=1e-3, fused=True)
         self.batches, self.labels = itertools.cycle(data), labels()

@@ -52,7 +52,7 @@ def main() -> None:
     dies_at = deaths[attempt - 1] if ranks.rank == 1 and attempt <= len(deaths) else None
     checkpoints = DyingCheckpoints(out / "checkpoints", ranks, RESUME in sys.argv, dies_at)
     export = open_export(uri, small_schema())
-    config = TrainingConfig(model=model_config("tiny", "base_dnn", True), batch_size=32, max_epochs=2, patience=2,
+    config = TrainingConfig(model=model_config("tiny", "base_dnn", "base"), batch_size=32, max_epochs=2, patience=2,
                             embedding_optimizer=optimizer)
     curves: list[object] = []
     with ranks.process_group():

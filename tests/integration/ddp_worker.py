@@ -52,7 +52,7 @@ def epochs(folder: Path, ranks: Ranks) -> None:
     found = {}
     for uri in sorted(folder.glob("*/exports/*")):
         export = open_export(str(uri), small_schema())
-        config = TrainingConfig(model=model_config("tiny", "base_dnn", True), batch_size=32, max_epochs=2, seed=5)
+        config = TrainingConfig(model=model_config("tiny", "base_dnn", "base"), batch_size=32, max_epochs=2, seed=5)
         drawn: list[int] = []
         model, number = fit(export, config, ranks, lambda values, step: drawn.append(step))
         again, _ = fit(export, replace(config, epochs=number), ranks, lambda values, step: None)

@@ -248,10 +248,10 @@ def test_without_resume_old_checkpoints_are_removed_and_other_runs_ones_stay(sav
 
 
 def test_whatever_changes_the_result_changes_the_key():
-    config = TrainingConfig(model=model_config("tiny", "base_dnn", True))
+    config = TrainingConfig(model=model_config("tiny", "base_dnn", "base"))
     two = replace(Ranks.alone(), world_size=2)
     keys = [run_key(config, "manifest", Ranks.alone()), run_key(config, "other", Ranks.alone()),
             run_key(config, "manifest", two), run_key(replace(config, seed=2), "manifest", Ranks.alone()),
-            run_key(replace(config, model=model_config("tiny", "base_dnn", False)), "manifest", Ranks.alone())]
+            run_key(replace(config, model=model_config("tiny", "base_dnn", "off")), "manifest", Ranks.alone())]
     assert len(set(keys)) == len(keys)
     assert run_key(replace(config), "manifest", replace(two, rank=1)) == keys[2], "the same on every rank"

@@ -62,7 +62,7 @@ def export(tmp_path_factory):
 
 
 def config(**changes) -> TrainingConfig:
-    fast = TrainingConfig(model=replace(model_config("tiny", "base_dnn", True), tower_config=BaseDnnConfig(
+    fast = TrainingConfig(model=replace(model_config("tiny", "base_dnn", "base"), tower_config=BaseDnnConfig(
         hidden=(32, 16), dropout=0.2)), batch_size=64, learning_rate=3e-3)
     return replace(fast, **changes)
 
@@ -154,7 +154,7 @@ def test_two_ranks_score_every_row_in_order_as_one_process_does(two_ranks, name)
     name = name.replace(" ", "-")
     [uri] = (folder / name / "exports").iterdir()
     export = open_export(str(uri), small_schema())
-    model = build_model(export, config(model=model_config("tiny", "base_dnn", True)), Ranks.alone())
+    model = build_model(export, config(model=model_config("tiny", "base_dnn", "base")), Ranks.alone())
     model.load_state_dict(load_file(folder / f"{name}-0.safetensors"))
     expected = predict(model, export, TEST, Ranks.alone())
     keys, probabilities = first[name]["predictions"]

@@ -94,7 +94,7 @@ def test_pairs_are_disjoint_rows_of_one_user_and_leave_fillers_out():
     assert [len(part) for part in nothing] == [0, 0]
 
 
-@pytest.mark.parametrize("peer", [LlaeConfig(rank=2), MetaEmbConfig()])
+@pytest.mark.parametrize("peer", [LlaeConfig(), MetaEmbConfig()])
 def test_an_unfitted_peer_changes_nothing(peer):
     model = model_of(peer)
     inputs = model.tables.gather(encoded_batch(SCHEMA, LENGTHS)).inputs
@@ -115,7 +115,7 @@ def test_meta_emb_gives_new_rows_another_id_embedding_and_nothing_else():
 
 
 def test_llae_gives_new_rows_one_position_that_pools_to_the_decoded_attributes():
-    model = model_of(LlaeConfig(rank=2))
+    model = model_of(LlaeConfig())
     model.cold_start.w_KD.normal_()
     model.cold_start.fitted.fill_(True)
     inputs = model.tables.gather(encoded_batch(SCHEMA, LENGTHS)).inputs
@@ -135,7 +135,7 @@ def test_configuration_survives_json(peer):
 
 @pytest.mark.parametrize("document, message", [
     ({"zero_shot": None, "cold_start": {"method": "dropout_net"}}, "llae, meta_emb"),
-    ({"zero_shot": None, "cold_start": {"rank": 3}}, "expected a mapping with a method"),
+    ({"zero_shot": None, "cold_start": {"encoding": 3}}, "expected a mapping with a method"),
     ({"cold_start": {"method": "llae"}}, "none beside a zero-shot tower"),
     ({"zero_shot": None, "cold_start": {"method": "meta_emb", "alpha": 1.5}}, r"cold_start\.alpha: 1\.5")])
 def test_a_document_that_does_not_fit_is_refused(document, message):

@@ -58,7 +58,7 @@ def test_moments_of_parts_add_up():
 
 def test_of_several_weights_the_one_that_predicts_left_out_users_best_is_chosen():
     few = [Moments.of(*data(8, noise=3.0, seed=seed)) for seed in range(FOLDS)]
-    config = LlaeConfig(low_rank=(1e-6, 30.0, 1e6), rank=1, encoding=1e-6)
+    config = LlaeConfig(low_rank=(1e-6, 30.0, 1e6), rank_share=0.3, encoding=1e-6)
     errors = {}
     for weight in config.low_rank:
         errors[weight] = sum(few[i].error(closed_form(sum((few[j] for j in range(FOLDS) if j not in (i, 0)), few[0])
@@ -70,7 +70,7 @@ def test_of_several_weights_the_one_that_predicts_left_out_users_best_is_chosen(
 
 def test_virtual_behaviour_is_the_decoded_attributes_without_the_user_id():
     shape = InputShape(attributes=A, length=5, contexts=1, targets=1, dense=0, dim=D, user_id=1)
-    llae = Llae(LlaeConfig(rank=1), shape)
+    llae = Llae(LlaeConfig(rank_share=0.3), shape)
     a_NAD = torch.randn(6, A, D)
     assert not llae.virtual_behavior(a_NAD).any()
     w_KD, weight = solve([Moments.of(*data(40, seed=seed)) for seed in range(FOLDS)], llae.config)
@@ -89,7 +89,7 @@ def test_a_relation_of_low_rank_is_found():
     assert np.abs(s @ w - x).max() < 0.1
 
 
-@pytest.mark.parametrize("wrong", [{"low_rank": ()}, {"low_rank": (0.0,)}, {"encoding": -1.0}, {"rank": 0}])
+@pytest.mark.parametrize("wrong", [{"low_rank": ()}, {"low_rank": (0.0,)}, {"encoding": -1.0}, {"rank_share": 1.0}])
 def test_a_configuration_that_does_not_fit_is_refused(wrong):
     with pytest.raises(InputError, match=f"cold_start.{next(iter(wrong))}"):
         LlaeConfig(**wrong)

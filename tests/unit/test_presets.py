@@ -10,16 +10,17 @@ import torch
 from mail_core.errors import InputError
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.mail import MailModel
-from mail_core.models.zero_shot import ZeroShotConfig
+from mail_core.models.ranking import TOWERS
+from mail_core.models.zero_shot import VARIANTS, ZeroShotConfig
 from mail_core.schema.definition import UNKNOWN
 from mail_core.training.data import IdDropout
-from mail_core.training.presets import PRESETS, TrainingConfig, model_config
+from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config
 
 CPU = torch.device("cpu")
 
 
 def test_paper_has_the_sizes_and_settings_of_section_4_2():
-    config = TrainingConfig(model=model_config("paper", "base_dnn", zero_shot=True))
+    config = TrainingConfig(model=model_config("paper", "base_dnn", "base"))
     assert (config.batch_size, config.learning_rate, config.model.dim) == (1024, 1e-3, 32)
     assert config.model.tower_config.hidden == (512, 256) and config.model.tower_config.dropout == 0.5
     assert config.model.zero_shot == ZeroShotConfig(hidden=(1024, 512), latent=512, attention=128, dropout=0.5,
@@ -27,7 +28,7 @@ def test_paper_has_the_sizes_and_settings_of_section_4_2():
 
 
 def test_tiny_differs_from_paper_in_embedding_and_hidden_sizes_only():
-    paper, tiny = (model_config(name, "base_dnn", zero_shot=True) for name in ("paper", "tiny"))
+    paper, tiny = (model_config(name, "base_dnn", "base") for name in ("paper", "tiny"))
     assert tiny != paper
     assert replace(tiny, dim=paper.dim, tower_config=replace(tiny.tower_config, hidden=paper.tower_config.hidden),
                    zero_shot=replace(tiny.zero_shot, hidden=paper.zero_shot.hidden, latent=paper.zero_shot.latent,
@@ -35,12 +36,25 @@ def test_tiny_differs_from_paper_in_embedding_and_hidden_sizes_only():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_builds_with_and_without_the_zero_shot_tower(alimama, preset):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_builds_every_tower_with_every_method(alimama, preset, method):
     vocabularies = (*(f.name for f in alimama.features), alimama.action_column)
     layout = EmbeddingLayout.from_schema(alimama, {name: 10 for name in vocabularies})
-    with torch.device("meta"):
-        for zero_shot in (True, False):
-            assert (MailModel(model_config(preset, "base_dnn", zero_shot), layout).zero_shot is None) != zero_shot
+    for tower in TOWERS:
+        with torch.device("meta"):
+            model = MailModel(model_config(preset, tower, method), layout)
+        assert (model.zero_shot is not None) == (method in VARIANTS)
+        assert (model.cold_start is not None) == (method in ("llae", "meta_emb"))
+
+
+def test_a_method_with_a_token_pools_by_the_mean_and_others_as_the_paper_does():
+    pooling = {method: model_config("tiny", "base_dnn", method).tower_config.pooling for method in METHODS}
+    assert pooling == {m: "mean" if m in ("mean_token", "gated", "mean") else "sum" for m in METHODS}
+    assert model_config("tiny", "base_dnn", "off", pooling="mean").tower_config.pooling == "mean"
+    with pytest.raises(InputError, match="zero_shot.variant: 'gated'"):
+        model_config("tiny", "base_dnn", "gated", pooling="sum")
+    with pytest.raises(InputError, match="a DinConfig has none"):
+        model_config("tiny", "din", "off", pooling="mean")
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"epochs": 0}, {"max_epochs": 0}, {"patience": 0}, {"seed": -1},
@@ -48,18 +62,20 @@ def test_every_preset_builds_with_and_without_the_zero_shot_tower(alimama, prese
 def test_settings_out_of_range_are_refused_by_name(changes):
     [name] = changes
     with pytest.raises(InputError, match=name):
-        TrainingConfig(model=model_config("tiny", "base_dnn", True), **changes)
+        TrainingConfig(model=model_config("tiny", "base_dnn", "base"), **changes)
 
 
 def test_unknown_presets_and_towers_are_refused_with_what_there_is():
     with pytest.raises(InputError, match="large.*paper, tiny"):
-        model_config("large", "base_dnn", True)
+        model_config("large", "base_dnn", "base")
     with pytest.raises(InputError, match="no_tower.*base_dnn"):
-        model_config("paper", "no_tower", True)
+        model_config("paper", "no_tower", "base")
+    with pytest.raises(InputError, match="'triple'.*off, none, single, dual, base.*llae, meta_emb"):
+        model_config("paper", "base_dnn", "triple")
 
 
 def test_the_global_batch_is_split_evenly_or_refused():
-    config = TrainingConfig(model=model_config("tiny", "base_dnn", True), batch_size=1024)
+    config = TrainingConfig(model=model_config("tiny", "base_dnn", "base"), batch_size=1024)
     assert [config.batch_of(ranks) for ranks in (1, 2, 4)] == [1024, 512, 256]
     with pytest.raises(InputError, match="1024 is not a multiple of the 3 ranks"):
         config.batch_of(3)

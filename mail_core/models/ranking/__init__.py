@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Mapping, Protocol, Union
 
+from mail_core.errors import InputError
 from mail_core.models.inputs import InputShape
 from mail_core.models.ranking.base_dnn import BaseDnn, BaseDnnConfig
 from mail_core.models.ranking.dcn_v2 import DcnV2, DcnV2Config
@@ -29,7 +31,16 @@ class TowerType(Protocol):
 TOWERS: Mapping[str, TowerType] = {"base_dnn": BaseDnn, "dnn_concat": DnnConcat, "emb_lr": EmbLr, "din": Din,
                                    "dcn_v2": DcnV2, "dmr": Dmr}
 
+_POOLING = (BaseDnnConfig, DnnConcatConfig, EmbLrConfig, DcnV2Config)
+
 
 def pooling_of(config: TowerConfig) -> str:
     """How a tower pools behaviour: `sum` or `mean` where it has the choice; one that attends weighs it, as a mean."""
-    return config.pooling if isinstance(config, (BaseDnnConfig, DnnConcatConfig, EmbLrConfig, DcnV2Config)) else "mean"
+    return config.pooling if isinstance(config, _POOLING) else "mean"
+
+
+def with_pooling(config: TowerConfig, pooling: str) -> TowerConfig:
+    """`config` with another pooling of behaviour. Raises InputError for a tower that attends, or no such pooling."""
+    if not isinstance(config, _POOLING):
+        raise InputError(f"pooling {pooling!r}: a {type(config).__name__} has none, its tower attends to behaviour")
+    return replace(config, pooling=pooling)
