@@ -117,12 +117,12 @@ class MailModel(nn.Module):
         self.config, self.layout = config, layout
         shape = layout.shape(config.dim)
         self.tables = EmbeddingTables(layout, config.dim, config.embedding_std)
+        token = 1 if self.completes_all else 0
+        # The ranking tower before what serves new users: a seed then gives it the same start with every method.
+        self.ranking = TOWERS[config.tower](config.tower_config, replace(shape, length=shape.length + token))
         self.zero_shot = None if config.zero_shot is None else zero_shot_tower(config.zero_shot, shape)
         method = config.cold_start_method
         self.cold_start = None if method is None else COLD_START[method][1](config.cold_start, shape)
-        if self.completes_all:
-            shape = replace(shape, length=shape.length + 1)
-        self.ranking = TOWERS[config.tower](config.tower_config, shape)
         self.parameter_groups()
 
     def reset_parameters(self) -> None:
@@ -150,6 +150,17 @@ class MailModel(nn.Module):
     def completes_all(self) -> bool:
         """Whether every row gets a virtual token; otherwise new rows alone get virtual behaviour."""
         return self.config.zero_shot is not None and self.config.zero_shot.parts.token
+
+    @property
+    def makes_behavior(self) -> bool:
+        """Whether new rows get virtual behaviour at all."""
+        return self.zero_shot is not None or isinstance(self.cold_start, Llae)
+
+    def virtual_behavior(self, a_NAD: Tensor) -> Tensor:
+        """Virtual behaviour (N, K, D) of new rows from their attributes, without gradient."""
+        maker = self.zero_shot if self.zero_shot is not None else self.cold_start
+        assert maker is not None and not isinstance(maker, MetaEmb), "a model that makes no behaviour"
+        return maker.virtual_behavior(a_NAD)
 
     def to_complete(self, inputs: TowerInputs) -> Tensor:
         """int64 (M,): the rows that get virtual behaviour."""

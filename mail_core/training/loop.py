@@ -17,6 +17,7 @@ from mail_core.loading.plan import rank_plan
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.mail import MailModel
 from mail_core.training.checkpoints import Checkpoints, Position
+from mail_core.training.cold_start import fit_cold_start
 from mail_core.training.data import Export, IdDropout, to_tensors
 from mail_core.training.predict import Predictions, predict
 from mail_core.training.presets import TrainingConfig
@@ -44,7 +45,8 @@ def fit(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder,
     """Train on all days but the test day, which is not read. Every rank calls it; `record` is called on rank 0 only.
 
     Without `config.epochs` their number is chosen first: a model trained without the last training day is measured on
-    it after each epoch. The final model then starts afresh from the same seed, so that it has seen that day too.
+    it after each epoch. The final model then starts afresh from the same seed, so that it has seen that day too. A
+    peer of MAIL's is fitted to it at the end.
 
     Args:
         checkpoints: written on the way, and gone on from; None: none. On CPU a run that goes on ends with the weights
@@ -69,6 +71,7 @@ def fit(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder,
     for _, model in train(export, (TRAIN, VALIDATION), notes.epochs, config, ranks, noted, checkpoints, FINAL):
         pass
     assert model is not None
+    fit_cold_start(model, export, (TRAIN, VALIDATION), config.seed, ranks)
     return model.eval(), notes.epochs
 
 

@@ -51,9 +51,9 @@ def predict(model: MailModel, export: Export, split: str, ranks: Ranks, variants
     """Score `split` with the model in eval mode; every rank calls it, rank 0 gets the result, the others None.
 
     Args:
-        variants: also with virtual behaviour permuted and zeroed; a model without zero-shot tower has none of these.
+        variants: also with virtual behaviour permuted and zeroed; a model that makes none has none of these.
     """
-    names = VIRTUAL_VARIANTS if variants and model.zero_shot is not None else ()
+    names = VIRTUAL_VARIANTS if variants and model.makes_behavior else ()
     rows_NK = torch.cat([torch.empty(0, len(_PLAIN) + len(names), dtype=torch.int64, device=ranks.device),
                          *_scored(model, export, split, ranks, names, batch_rows)])
     gathered = gather_rows(rows_NK, ranks)

@@ -39,15 +39,9 @@ def fresh_step(optimizer: str, ranks: Ranks, zero_shot: str | None = "dual") -> 
     torch.manual_seed(11)
     pooling = "mean" if zero_shot == "gated" else "sum"
     tower_config = BaseDnnConfig(hidden=(16, 8), dropout=0.0, pooling=pooling)
-    alone = MailConfig(dim=8, embedding_std=0.3, tower_config=tower_config, zero_shot=None)
     layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
-    model = MailModel(alone, layout)
-    if zero_shot is not None:
-        # The tables and the ranking tower are drawn first, so that they are the same with and without it.
-        full = MailModel(replace(alone, zero_shot=ZERO_SHOT[zero_shot]), layout)
-        full.tables.load_state_dict(model.tables.state_dict())
-        full.ranking.load_state_dict(model.ranking.state_dict())
-        model = full
+    model = MailModel(MailConfig(dim=8, embedding_std=0.3, tower_config=tower_config,
+                                 zero_shot=None if zero_shot is None else ZERO_SHOT[zero_shot]), layout)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.eval()
