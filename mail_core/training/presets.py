@@ -10,7 +10,10 @@ from mail_core.models.config import check_choice, check_positive, check_size
 from mail_core.models.mail import MailConfig
 from mail_core.models.ranking import TowerConfig
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
+from mail_core.models.ranking.dcn_v2 import DcnV2Config
 from mail_core.models.ranking.din import DinConfig
+from mail_core.models.ranking.dnn_concat import DnnConcatConfig
+from mail_core.models.ranking.emb_lr import EmbLrConfig
 from mail_core.models.zero_shot import ZeroShotConfig
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 
@@ -62,10 +65,14 @@ class Preset:
     zero_shot: ZeroShotConfig
 
 
+_TINY = (128, 64)  # hidden layers of every tower
 PRESETS = {
-    "paper": Preset(dim=32, towers={"base_dnn": BaseDnnConfig(), "din": DinConfig()}, zero_shot=ZeroShotConfig()),
-    "tiny": Preset(dim=16, towers={"base_dnn": BaseDnnConfig(hidden=(128, 64)),
-                                   "din": DinConfig(attention=(32, 16), hidden=(128, 64))},
+    "paper": Preset(dim=32, towers={"base_dnn": BaseDnnConfig(), "dnn_concat": DnnConcatConfig(),
+                                    "emb_lr": EmbLrConfig(), "din": DinConfig(), "dcn_v2": DcnV2Config()},
+                    zero_shot=ZeroShotConfig()),
+    "tiny": Preset(dim=16, towers={"base_dnn": BaseDnnConfig(hidden=_TINY), "dnn_concat": DnnConcatConfig(hidden=_TINY),
+                                   "emb_lr": EmbLrConfig(), "din": DinConfig(attention=(32, 16), hidden=_TINY),
+                                   "dcn_v2": DcnV2Config(hidden=_TINY)},
                    zero_shot=ZeroShotConfig(hidden=(128, 64), latent=64, attention=32)),
 }
 

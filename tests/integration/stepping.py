@@ -7,42 +7,44 @@ from dataclasses import replace
 import numpy as np
 import torch
 from small_export import encoded_rows, small_encoders, small_schema
-from torch import Tensor, nn
+from torch import Tensor
 
 from mail_core.loading.batches import WEIGHT
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.mail import MailConfig, MailModel
+from mail_core.models.ranking import TOWERS
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.zero_shot import ZeroShotConfig
 from mail_core.training.data import to_tensors
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS as OPTIMIZERS
-from mail_core.training.presets import TrainingConfig
+from mail_core.training.presets import PRESETS, TrainingConfig
 from mail_core.training.ranks import Ranks
 from mail_core.training.step import TrainStep
 
-__all__ = ["BATCH", "OPTIMIZERS", "Batch", "batch_of", "fresh_step", "state_of", "take"]
+__all__ = ["BATCH", "CASES", "OPTIMIZERS", "Batch", "batch_of", "fresh_step", "state_of", "take"]
 BATCH = 24
 """Rows of a rank's half."""
+CASES = [*((optimizer, "base_dnn") for optimizer in OPTIMIZERS),
+         *(("row_sparse", tower) for tower in TOWERS if tower != "base_dnn")]
+"""Embedding optimiser and ranking tower."""
 Batch = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
-def fresh_step(optimizer: str, ranks: Ranks, zero_shot: bool = True) -> TrainStep:
+def fresh_step(optimizer: str, ranks: Ranks, zero_shot: bool = True, tower: str = "base_dnn") -> TrainStep:
     """The same model each time, without all that a step of one process cannot share: dropout, MMD, batch statistics."""
     torch.manual_seed(11)
-    alone = MailConfig(dim=8, embedding_std=0.3, tower_config=BaseDnnConfig(hidden=(16, 8), dropout=0.0),
-                       zero_shot=None)
+    small = BaseDnnConfig(hidden=(16, 8), dropout=0.0) if tower == "base_dnn" else PRESETS["tiny"].towers[tower]
+    alone = MailConfig(tower=tower, dim=8, embedding_std=0.3, tower_config=small, zero_shot=None)
     layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
     model = MailModel(alone, layout)
     if zero_shot:
         # The tables and the ranking tower are drawn first, so that they are the same with and without it.
-        tower = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0, align=False)
-        full = MailModel(replace(alone, zero_shot=tower), layout)
+        virtual = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0, align=False)
+        full = MailModel(replace(alone, zero_shot=virtual), layout)
         full.tables.load_state_dict(model.tables.state_dict())
         full.ranking.load_state_dict(model.ranking.state_dict())
         model = full
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.eval()
+    model.ranking.eval()
     return TrainStep(model, TrainingConfig(model=model.config, embedding_optimizer=optimizer), ranks)
 
 

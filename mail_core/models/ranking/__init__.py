@@ -6,10 +6,13 @@ from typing import Any, Mapping, Protocol, Union
 
 from mail_core.models.inputs import InputShape
 from mail_core.models.ranking.base_dnn import BaseDnn, BaseDnnConfig
+from mail_core.models.ranking.dcn_v2 import DcnV2, DcnV2Config
 from mail_core.models.ranking.din import Din, DinConfig
+from mail_core.models.ranking.dnn_concat import DnnConcat, DnnConcatConfig
+from mail_core.models.ranking.emb_lr import EmbLr, EmbLrConfig
 
-RankingTower = Union[BaseDnn, Din]
-TowerConfig = Union[BaseDnnConfig, DinConfig]
+RankingTower = Union[BaseDnn, DnnConcat, EmbLr, Din, DcnV2]
+TowerConfig = Union[BaseDnnConfig, DnnConcatConfig, EmbLrConfig, DinConfig, DcnV2Config]
 
 
 class TowerType(Protocol):
@@ -22,4 +25,5 @@ class TowerType(Protocol):
         """A fresh tower."""
 
 
-TOWERS: Mapping[str, TowerType] = {"base_dnn": BaseDnn, "din": Din}
+TOWERS: Mapping[str, TowerType] = {"base_dnn": BaseDnn, "dnn_concat": DnnConcat, "emb_lr": EmbLr, "din": Din,
+                                   "dcn_v2": DcnV2}
