@@ -24,6 +24,12 @@ def pool_behavior(inputs: TowerInputs, pooling: str) -> Tensor:
     return z_v_BD if pooling == "sum" else z_v_BD / weight_BL.sum(1, keepdim=True).clamp(min=1)
 
 
+def pool_groups(inputs: TowerInputs, pooling: str) -> Tensor:
+    """Eq. 11: z = [z_v, z_a, z_c, z_t, dense] (B, 4 D + F), a sum a group, the behaviour's by `pooling`."""
+    return torch.cat([pool_behavior(inputs, pooling), inputs.a_BAD.sum(1), inputs.c_BCD.sum(1), inputs.t_BTD.sum(1),
+                      inputs.dense_BF], 1)
+
+
 def side_by_side(z_v_BD: Tensor, inputs: TowerInputs) -> Tensor:
     """Every field beside the others, (B, Z): the behaviour as one vector, attributes, context, target, dense."""
     return torch.cat([z_v_BD, inputs.a_BAD.flatten(1), inputs.c_BCD.flatten(1), inputs.t_BTD.flatten(1),

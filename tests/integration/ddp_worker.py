@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from small_export import small_schema
-from stepping import BATCH, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
+from stepping import BATCH, CASES, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
 
 from mail_core.loading.manifest import TEST
 from mail_core.training.data import open_export
@@ -25,24 +25,23 @@ WORLD_SIZE = 2
 
 def steps(folder: Path, ranks: Ranks) -> None:
     """Each rank steps on its half of two batches, the first mostly of old rows; then rank 1 on a filler."""
-    for optimizer in OPTIMIZERS:
-        step = fresh_step(optimizer, ranks)
+    half = slice(0, BATCH) if ranks.rank == 0 else slice(BATCH, 2 * BATCH)
+    for optimizer, tower in CASES:
+        step = fresh_step(optimizer, ranks, tower=tower)
         for seed in (1, 2):
-            whole = batch_of(seed)
-            half = slice(0, BATCH) if ranks.rank == 0 else slice(BATCH, 2 * BATCH)
-            step(*take(whole, half))
-        save_file(state_of(step), folder / f"{optimizer}-{ranks.rank}.safetensors")
+            step(*take(batch_of(seed), half))
+        save_file(state_of(step), folder / f"{optimizer}-{tower}-{ranks.rank}.safetensors")
+    for optimizer in OPTIMIZERS:
         step = fresh_step(optimizer, ranks)
         encoded, *others = take(batch_of(3), slice(0, BATCH))
         if ranks.rank:
             encoded = {name: torch.zeros_like(column[:1]) for name, column in encoded.items()}
             others = [torch.zeros_like(column[:1]) for column in others]
         step(encoded, *others)
-        save_file(state_of(step), folder / f"{optimizer}-filler-{ranks.rank}.safetensors")
+        save_file(state_of(step), folder / f"{optimizer}-base_dnn-filler-{ranks.rank}.safetensors")
     for zero_shot in ZERO_SHOT:
         step = fresh_step("row_sparse", ranks, zero_shot)
         for seed in (1, 2):
-            half = slice(0, BATCH) if ranks.rank == 0 else slice(BATCH, 2 * BATCH)
             step(*take(batch_for(zero_shot, seed), half))
         save_file(state_of(step), folder / f"{zero_shot}-{ranks.rank}.safetensors")
 

@@ -7,22 +7,28 @@ from dataclasses import replace
 import numpy as np
 import torch
 from small_export import encoded_rows, small_encoders, small_schema
-from torch import Tensor, nn
+from torch import Tensor
 
 from mail_core.loading.batches import WEIGHT
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.mail import MailConfig, MailModel
+from mail_core.models.ranking import TOWERS
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
+from mail_core.models.ranking.dmr import DmrConfig
 from mail_core.models.zero_shot import ZeroShotConfig
 from mail_core.training.data import to_tensors
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS as OPTIMIZERS
-from mail_core.training.presets import TrainingConfig
+from mail_core.training.presets import PRESETS, TrainingConfig
 from mail_core.training.ranks import Ranks
 from mail_core.training.step import TrainStep
 
-__all__ = ["BATCH", "OPTIMIZERS", "ZERO_SHOT", "Batch", "batch_for", "batch_of", "fresh_step", "state_of", "take"]
+__all__ = ["BATCH", "CASES", "OPTIMIZERS", "ZERO_SHOT", "Batch", "batch_for", "batch_of", "fresh_step", "state_of",
+           "take"]
 BATCH = 24
 """Rows of a rank's half."""
+CASES = [*((optimizer, "base_dnn") for optimizer in OPTIMIZERS),
+         *(("row_sparse", tower) for tower in TOWERS if tower != "base_dnn")]
+"""Embedding optimiser and ranking tower."""
 Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
 """Encoded columns, labels, weights, held-out rows."""
 _SMALL = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0)
@@ -31,20 +37,19 @@ ZERO_SHOT = {"dual": replace(_SMALL, variant="dual"), "joint": replace(_SMALL, v
              "gated": replace(_SMALL, variant="gated", alignment="mse")}
 
 
-def fresh_step(optimizer: str, ranks: Ranks, zero_shot: str | None = "dual") -> TrainStep:
+def fresh_step(optimizer: str, ranks: Ranks, zero_shot: str | None = "dual", tower: str = "base_dnn") -> TrainStep:
     """The same model each time, without all that a step of one process cannot share: dropout, MMD, batch statistics.
 
     `zero_shot` is a name of ZERO_SHOT, None for the ranking tower alone.
     """
     torch.manual_seed(11)
-    pooling = "mean" if zero_shot == "gated" else "sum"
-    tower_config = BaseDnnConfig(hidden=(16, 8), dropout=0.0, pooling=pooling)
+    small = BaseDnnConfig(hidden=(16, 8), dropout=0.0, pooling="mean" if zero_shot == "gated" else "sum")
+    towers = {**PRESETS["tiny"].towers, "base_dnn": small,
+              "dmr": DmrConfig(attention=8, hidden=(16, 8, 8), match_weight=1e-9)}  # the match loss is a rank's own
     layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
-    model = MailModel(MailConfig(dim=8, embedding_std=0.3, tower_config=tower_config,
+    model = MailModel(MailConfig(tower=tower, dim=8, embedding_std=0.3, tower_config=towers[tower],
                                  zero_shot=None if zero_shot is None else ZERO_SHOT[zero_shot]), layout)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.eval()
+    model.ranking.eval()
     return TrainStep(model, TrainingConfig(model=model.config, embedding_optimizer=optimizer), ranks)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stepping import BATCH, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
+from stepping import BATCH, CASES, OPTIMIZERS, ZERO_SHOT, batch_for, batch_of, fresh_step, state_of, take
 
 from mail_core.models.zero_shot import mean_behavior
 from mail_core.training.ranks import Ranks
@@ -31,14 +31,14 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_two_ranks_step_as_one_process_with_the_double_batch(two_ranks, optimizer):
-    step = fresh_step(optimizer, Ranks.alone())
+@pytest.mark.parametrize("optimizer, tower", CASES)
+def test_two_ranks_step_as_one_process_with_the_double_batch(two_ranks, optimizer, tower):
+    step = fresh_step(optimizer, Ranks.alone(), tower=tower)
     before = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
     for seed in (1, 2):
         step(*batch_of(seed))
     alone = state_of(step)
-    assert farthest(alone, load_file(two_ranks / f"{optimizer}-0.safetensors")) < 1e-5
+    assert farthest(alone, load_file(two_ranks / f"{optimizer}-{tower}-0.safetensors")) < 1e-5
     moved = [name for name, tensor in before.items() if not torch.equal(alone[name], tensor)]
     assert {name.split(".")[0] for name in moved} == {"tables", "zero_shot", "ranking"}
     # Twice or half of any of these moments would be farther off than 1e-5.
@@ -88,10 +88,9 @@ def test_a_gated_tower_does_not_learn_from_held_out_rows_and_every_row_gets_the_
     assert float(gate.s_xx) > 0
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("case", ["", "-filler"])
-def test_ranks_hold_the_same_parameters_bit_for_bit(two_ranks, optimizer, case):
-    first, second = (load_file(two_ranks / f"{optimizer}{case}-{rank}.safetensors") for rank in (0, 1))
+@pytest.mark.parametrize("case", [*map("-".join, CASES), *(f"{optimizer}-base_dnn-filler" for optimizer in OPTIMIZERS)])
+def test_ranks_hold_the_same_parameters_bit_for_bit(two_ranks, case):
+    first, second = (load_file(two_ranks / f"{case}-{rank}.safetensors") for rank in (0, 1))
     assert farthest(first, second) == 0
 
 
@@ -99,7 +98,7 @@ def test_ranks_hold_the_same_parameters_bit_for_bit(two_ranks, optimizer, case):
 def test_a_rank_with_a_filler_row_only_changes_nothing(two_ranks, optimizer):
     step = fresh_step(optimizer, Ranks.alone())
     step(*take(batch_of(3), slice(0, BATCH)))
-    assert farthest(state_of(step), load_file(two_ranks / f"{optimizer}-filler-0.safetensors")) < 1e-5
+    assert farthest(state_of(step), load_file(two_ranks / f"{optimizer}-base_dnn-filler-0.safetensors")) < 1e-5
 
 
 def only(old: bool) -> tuple:

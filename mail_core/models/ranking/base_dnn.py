@@ -1,20 +1,18 @@
 """BaseDNN, the paper's own ranking tower (Eqs. 10-13).
 
-B rows, A, C, T, L, F, D as in models/inputs.py, Z = 4 D + F.
+B rows, F, D as in models/inputs.py, Z = 4 D + F.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mail_core.models.config import check_choice, check_share, check_sizes
-from mail_core.models.fields import POOLINGS, pool_behavior
+from mail_core.models.fields import POOLINGS, pool_groups
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
-from mail_core.models.layers import SLOPE, BatchNorm, Dense, log_odds
+from mail_core.models.mlp import HiddenLayers, Logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +27,9 @@ class BaseDnnConfig:
     """Of behaviour: `sum` (Eq. 11), or `mean`, which a virtual token needs to stand beside any number of behaviours."""
 
     def __post_init__(self) -> None:
-        check_choice(self.pooling, "tower_config.pooling", POOLINGS)
         check_sizes(self.hidden, "tower_config.hidden", 2)
         check_share(self.dropout, "tower_config.dropout")
+        check_choice(self.pooling, "tower_config.pooling", POOLINGS)
 
 
 class BaseDnn(nn.Module):
@@ -42,28 +40,17 @@ class BaseDnn(nn.Module):
     def __init__(self, config: BaseDnnConfig, shape: InputShape):
         super().__init__()
         self.config = config
-        first, second = config.hidden
-        self.dense1, self.norm1 = Dense(4 * shape.dim + shape.dense, first), BatchNorm(first)
-        self.dense2, self.norm2 = Dense(first, second), BatchNorm(second)
-        self.output = Dense(second, 1)
+        self.hidden = HiddenLayers(4 * shape.dim + shape.dense, config.hidden, config.dropout)
+        self.output = Logit(config.hidden[-1])
 
     def reset_parameters(self) -> None:
-        for layer in (self.dense1, self.norm1, self.dense2, self.norm2, self.output):
-            layer.reset_parameters()
+        self.hidden.reset_parameters()
+        self.output.reset_parameters()
 
     def set_prior(self, ctr: float) -> None:
-        """Let the fresh tower's output bias be the log odds of `ctr`, which Adam would otherwise spend epochs on."""
-        nn.init.constant_(self.output.bias, log_odds(ctr))
+        """Let the fresh tower's output bias be the log odds of `ctr`."""
+        self.output.set_prior(ctr)
 
     def forward(self, inputs: TowerInputs) -> RankingOutput:
         """Logits (B,), Eqs. 11 and 12."""
-        h_BZ = pool(inputs, self.config.pooling)
-        for dense, norm in ((self.dense1, self.norm1), (self.dense2, self.norm2)):
-            h_BZ = F.leaky_relu(norm(dense(F.dropout(h_BZ, self.config.dropout, self.training))), SLOPE)
-        return RankingOutput(logits_B=self.output(h_BZ).squeeze(1))
-
-
-def pool(inputs: TowerInputs, pooling: str = "sum") -> Tensor:
-    """Eq. 11: z = [z_v, z_a, z_c, z_t, dense] (B, 4 D + F), the sums of the groups' vectors; z_v by `pooling`."""
-    return torch.cat([pool_behavior(inputs, pooling), inputs.a_BAD.sum(1), inputs.c_BCD.sum(1), inputs.t_BTD.sum(1),
-                      inputs.dense_BF], 1)
+        return RankingOutput(logits_B=self.output(self.hidden(pool_groups(inputs, self.config.pooling))))

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mail_core.models.config import check_share, check_sizes
+from mail_core.models.fields import side_by_side, side_by_side_width
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
-from mail_core.models.layers import SLOPE, BatchNorm, Dense, log_odds
+from mail_core.models.layers import SLOPE, Dense
+from mail_core.models.mlp import HiddenLayers, Logit
 from mail_core.models.packed import Packing
 
 
@@ -54,16 +56,18 @@ class TargetAttention(nn.Module):
         # behaviours' embeddings would get much of a gradient.
         nn.init.ones_(self.score.bias)
 
-    def forward(self, q_BD: Tensor, v_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Interest (B, D); 0 for a row without a real position."""
-        packing = Packing.of(mask_BL)
-        k_PD, q_PD = packing.pack(v_BLD), packing.spread(q_BD)
+    def forward(self, q_BD: Tensor, inputs: TowerInputs) -> Tensor:
+        """Interest (B, D); 0 for a row without a valid position. A position counts by its weight."""
+        packing = Packing.of(inputs.mask_BL)
+        k_PD, q_PD = packing.pack(inputs.v_BLD), packing.spread(q_BD)
         of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)
         q_PH = packing.spread(F.linear(q_BD, of_q + of_difference, self.first.bias))
         k_weight = torch.cat([of_k - of_difference, of_product], 1)
         # In place and in one call: the time at full length goes into passes over (P, H).
         h_PH = F.leaky_relu(torch.addmm(q_PH, torch.cat([k_PD, q_PD * k_PD], 1), k_weight.T), SLOPE, inplace=True)
         w_P1 = self.score(F.leaky_relu(self.second(h_PH), SLOPE, inplace=True))
+        if inputs.token_weight is not None:
+            w_P1 = w_P1 * inputs.weight_L[packing.position_P % len(inputs.weight_L)].unsqueeze(1)
         return packing.sum(w_P1 * k_PD)
 
 
@@ -79,27 +83,20 @@ class Din(nn.Module):
     def __init__(self, config: DinConfig, shape: InputShape):
         super().__init__()
         self.config = config
-        dim, (first, second) = shape.dim, config.hidden
-        self.query = Dense(shape.targets * dim, dim, bias=False)
-        self.attention = TargetAttention(dim, config.attention)
-        width = (1 + shape.attributes + shape.contexts + shape.targets) * dim + shape.dense
-        self.dense1, self.norm1 = Dense(width, first), BatchNorm(first)
-        self.dense2, self.norm2 = Dense(first, second), BatchNorm(second)
-        self.output = Dense(second, 1)
+        self.query = Dense(shape.targets * shape.dim, shape.dim, bias=False)
+        self.attention = TargetAttention(shape.dim, config.attention)
+        self.hidden = HiddenLayers(side_by_side_width(shape), config.hidden, config.dropout)
+        self.output = Logit(config.hidden[-1])
 
     def reset_parameters(self) -> None:
-        for layer in (self.query, self.attention, self.dense1, self.norm1, self.dense2, self.norm2, self.output):
+        for layer in (self.query, self.attention, self.hidden, self.output):
             layer.reset_parameters()
 
     def set_prior(self, ctr: float) -> None:
-        """Let the fresh tower's output bias be the log odds of `ctr`, as BaseDNN does."""
-        nn.init.constant_(self.output.bias, log_odds(ctr))
+        """Let the fresh tower's output bias be the log odds of `ctr`."""
+        self.output.set_prior(ctr)
 
     def forward(self, inputs: TowerInputs) -> RankingOutput:
         """Logits (B,)."""
-        target_BZ = inputs.t_BTD.flatten(1)
-        interest_BD = self.attention(self.query(target_BZ), inputs.v_BLD, inputs.mask_BL)
-        h_BZ = torch.cat([interest_BD, inputs.a_BAD.flatten(1), inputs.c_BCD.flatten(1), target_BZ, inputs.dense_BF], 1)
-        for dense, norm in ((self.dense1, self.norm1), (self.dense2, self.norm2)):
-            h_BZ = F.leaky_relu(norm(dense(F.dropout(h_BZ, self.config.dropout, self.training))), SLOPE)
-        return RankingOutput(logits_B=self.output(h_BZ).squeeze(1))
+        interest_BD = self.attention(self.query(inputs.t_BTD.flatten(1)), inputs)
+        return RankingOutput(logits_B=self.output(self.hidden(side_by_side(interest_BD, inputs))))

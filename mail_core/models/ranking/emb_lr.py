@@ -1,17 +1,16 @@
 """EmbLR, the baseline under LLAE: logistic regression on the pooled embeddings.
 
-B rows, D, F as in models/inputs.py, Z = 4 D + F.
+B rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from mail_core.models.config import check_choice
-from mail_core.models.fields import POOLINGS, pool_behavior
+from mail_core.models.fields import POOLINGS, pool_groups
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
 from mail_core.models.mlp import Logit
 
@@ -46,6 +45,4 @@ class EmbLr(nn.Module):
 
     def forward(self, inputs: TowerInputs) -> RankingOutput:
         """Logits (B,): w z + b."""
-        z_BZ = torch.cat([pool_behavior(inputs, self.config.pooling), inputs.a_BAD.sum(1), inputs.c_BCD.sum(1),
-                          inputs.t_BTD.sum(1), inputs.dense_BF], 1)
-        return RankingOutput(logits_B=self.output(z_BZ))
+        return RankingOutput(logits_B=self.output(pool_groups(inputs, self.config.pooling)))
