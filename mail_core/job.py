@@ -46,10 +46,11 @@ def cause(error: BaseException) -> str:
     return (causes or [f"{type(error).__name__}: {lines[0] if lines else 'no message'}"])[-1][:500]
 
 
-def dataset_parser(description: str | None) -> argparse.ArgumentParser:
+def dataset_parser(description: str | None, schema_required: bool = True) -> argparse.ArgumentParser:
     """A parser with what every job on a dataset's tables takes."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--schema", required=True, help="name of a schema of schemas/, or path of a YAML file")
+    result.add_argument("--schema", required=schema_required,
+                        help="name of a schema of schemas/, or path of a YAML file")
     result.add_argument("--lake", required=True, help="URI of the Delta tables: a folder or an object store")
     return result
 

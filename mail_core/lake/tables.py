@@ -11,8 +11,10 @@ from typing import Iterator, Mapping, Sequence
 import pyarrow as pa
 from delta.tables import DeltaTable
 from py4j.protocol import Py4JJavaError
+from pyarrow.fs import FileType
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.sql.types import ArrayType, DataType, StructType
 
@@ -100,25 +102,57 @@ class Lake:
         """Whether the table has been written."""
         return DeltaTable.isDeltaTable(self.spark, self.path(table))
 
-    def read(self, table: str) -> DataFrame:
-        """The whole table at its present version.
+    def read(self, table: str, version: int | None = None) -> DataFrame:
+        """The whole table at `version`; None: at its present one.
 
         Raises:
-            InputError: the table does not exist, or was written by another schema.
+            InputError: the table does not exist or has no such version, or was written by another schema.
         """
         path = self.path(table)
         if not self.exists(table):
             raise InputError(f"no table {table} at {path}: the job that writes it has not run on this lake")
-        frame = self.spark.read.format("delta").load(path)
-        self._check_types(table, frame.schema, f"{path} as it stands (another schema wrote it?)")
+        if version is None:
+            frame, what = self.spark.read.format("delta").load(path), "as it stands"
+        else:
+            frame, what = self._at(table, version), f"at version {version}"
+        self._check_types(table, frame.schema, f"{path} {what} (another schema wrote it?)")
         return frame.select(*self.definitions[table].columns.names)
 
     def days(self, table: str, first: date | None = None, last: date | None = None) -> list[date]:
         """The days that have rows, in order, within [first, last]. Raises InputError as `read` does."""
-        # From the names of the table's live files: neither rows nor footers are read.
-        found = {date.fromisoformat(match.group(1)) for name in self.read(table).inputFiles()
-                 if (match := re.search(rf"/{DAY}=(\d{{4}}-\d\d-\d\d)/[^/]*$", name))}
+        found = {day for day, _ in _day_files(self.read(table))}
         return sorted(day for day in found if (first is None or day >= first) and (last is None or day <= last))
+
+    def read_days(self, table: str, days: Sequence[date], version: int) -> DataFrame:
+        """The rows of `days` as they were at `version`.
+
+        Raises:
+            InputError: as `read`; a day had no rows then, or its files have been removed since.
+        """
+        frame, path = self.read(table, version), files.join(self.uri, self.definitions[table].name)
+        named = [(day, name) for day, name in _day_files(frame) if day in days]
+        missing = sorted(set(days) - {day for day, _ in named})
+        if missing:
+            raise InputError(f"table {table} at {path}: version {version} has no rows for "
+                             f"{', '.join(map(str, missing))}; was the table made anew since?")
+        fs, root = files.filesystem(path)
+        found = fs.get_file_info([files.join(root, name) for _, name in named])
+        gone = sorted({day for (day, _), info in zip(named, found) if info.type != FileType.File})
+        if gone:
+            raise InputError(f"table {table} at {path}: the files of version {version} for {', '.join(map(str, gone))} "
+                             f"have been removed (VACUUM); bring them back from a copy of the table")
+        return frame.where(F.col(DAY).isin(list(days)))
+
+    def _at(self, table: str, version: int) -> DataFrame:
+        path = self.path(table)
+        try:
+            return self.spark.read.format("delta").option("versionAsOf", version).load(path)
+        except (PySparkException, Py4JJavaError) as error:
+            found = re.search(r"Cannot time travel Delta table to version \d+. (.*\])", str(error))
+            if not found:
+                raise
+            raise InputError(f"no version {version} of table {table} at {path}: it was made anew, or its log has been "
+                             f"cleaned up since (Delta: {found[1]}); bring the table back from a copy") from error
 
     def version(self, table: str) -> int:
         """Delta's version number of the table. Raises InputError where it does not exist."""
@@ -222,6 +256,12 @@ def _refusals(where: str) -> Iterator[None]:
         if not found or found[0][0] not in kinds:
             raise
         raise InputError(f"{where}: {' '.join(found[-1][1].split())}") from error
+
+
+def _day_files(frame: DataFrame) -> list[tuple[date, str]]:
+    """(day, name below the table) of a whole table's live files: neither rows nor footers are read."""
+    found = (re.search(rf"/({DAY}=(\d{{4}}-\d\d-\d\d)/[^/]*)$", name) for name in frame.inputFiles())
+    return [(date.fromisoformat(match[2]), match[1]) for match in found if match]
 
 
 def _plain(sql: str) -> str:

@@ -6,6 +6,7 @@ manifest.json, `<data>/encoders/`, `<data>/{train,validation,test}/part-00000.pa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +24,8 @@ from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY, Schema
 
 MANIFEST = "manifest.json"
 EXPORTS = "exports"
+PAST_EXPORTS = "exports-as-of"
+"""Where exports lie that were made of a table as it once was; `find_export` never sees them."""
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 _ROOT_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d+)d-(natural|masked-.+)")
 
@@ -125,9 +128,25 @@ def export_columns(schema: Schema) -> tuple[ColumnEntry, ...]:
     return (*encoded, *(ColumnEntry(name=name, dtype=dtype, width=0) for name, dtype in marks.items()))
 
 
-def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode) -> str:
-    """The root of the export of `days` days up to `end_date`."""
-    return join(lake_uri, EXPORTS, f"{end_date.isoformat()}-{days}d-{new_users.folder}")
+def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode, version: int | None = None) -> str:
+    """The root of the export of `days` days up to `end_date`; with `version`, of `features` as it was then."""
+    name = f"{end_date.isoformat()}-{days}d-{new_users.folder}"
+    return join(lake_uri, EXPORTS, name) if version is None else join(lake_uri, PAST_EXPORTS, f"{name}-v{version}")
+
+
+def manifest_text(export_uri: str) -> str | None:
+    """manifest.json of an export as it stands; None without one."""
+    fs, root = filesystem(export_uri)
+    try:
+        with fs.open_input_stream(join(root, MANIFEST)) as source:
+            return source.read().decode()
+    except FileNotFoundError:
+        return None
+
+
+def manifest_fingerprint(text: str) -> str:
+    """Hash of a manifest's text: it names one run of export_training."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(export_uri: str) -> Manifest:

@@ -27,15 +27,16 @@ def read_files(export_uri: str, files: Sequence[FileEntry],
                columns: Sequence[ColumnEntry]) -> Iterator[dict[str, np.ndarray]]:
     """The files' rows in exactly this order, one block a file: column -> (rows,) or (rows, width).
 
-    One worker thread and no shuffling, since several workers hand row groups over in no fixed order. Without a file
-    Petastorm is not opened: it refuses an empty list.
+    One worker thread and no shuffling, since several workers hand row groups over in no fixed order. A file without
+    rows gives no block; without any other file Petastorm is not opened: it refuses an empty list.
 
     Raises:
         InputError: a file that is absent or no whole Parquet file, or whose rows or columns differ from the manifest's.
     """
+    _check_whole(export_uri, files)
+    files = [entry for entry in files if entry.rows]
     if not files:
         return
-    _check_whole(export_uri, files)
     reader = make_batch_reader([_url(export_uri, entry) for entry in files], schema_fields=[c.name for c in columns],
                                reader_pool_type="thread", workers_count=1, results_queue_size=RESULTS_QUEUE,
                                shuffle_row_groups=False, num_epochs=1)
@@ -70,11 +71,13 @@ def _check_whole(export_uri: str, files: Sequence[FileEntry]) -> None:
         path = join(root, entry.path)
         try:
             with fs.open_input_file(path) as source:
-                pq.read_metadata(source)
+                rows = pq.read_metadata(source).num_rows
         except FileNotFoundError:
             raise InputError(f"{path}: no such file, though the manifest names it; run export_training again") from None
         except (OSError, ArrowException) as error:
             raise InputError(f"{path}: no whole Parquet file ({error}); run export_training again") from error
+        if rows and not entry.rows:
+            raise InputError(f"{path}: {rows} rows, the manifest says 0; run export_training again")
 
 
 def _url(export_uri: str, entry: FileEntry) -> str:

@@ -25,8 +25,8 @@ from mail_core.errors import InputError
 from mail_core.lake.concurrency import one_writer
 from mail_core.lake.files import filesystem, join, spark_uri
 from mail_core.lake.tables import RAW_TABLES, Lake
-from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns,
-                                        export_uri)
+from mail_core.loading.manifest import (TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns, export_uri,
+                                        manifest_text)
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import DAY, ITEM, LABEL, MASKED, TIME, UNSEEN, USER, USER_KEY, Schema
 from mail_core.spark.new_users import with_new_users
@@ -60,14 +60,18 @@ class ExportWindow:
         Raises:
             InputError: fewer than three days asked for, or some that are not among `found`, which are named.
         """
-        if self.days < 3:
-            raise InputError(f"--days {self.days}: expected 3 or more (train, validation and test)")
-        wanted = [self.end_date - timedelta(days=back) for back in reversed(range(self.days))]
+        wanted = self.wanted()
         missing = [day.isoformat() for day in wanted if day not in found]
         if missing:
             there = f"it has {len(found)} days, {min(found)} to {max(found)}" if found else "it is empty"
             raise InputError(f"features has no rows for {', '.join(missing)} ({there}); run build_features for them")
         return wanted
+
+    def wanted(self) -> list[date]:
+        """The window's days in order. Raises InputError on fewer than three."""
+        if self.days < 3:
+            raise InputError(f"--days {self.days}: expected 3 or more (train, validation and test)")
+        return [self.end_date - timedelta(days=back) for back in reversed(range(self.days))]
 
     def split(self) -> SparkColumn:
         """The split of a row by its day."""
@@ -75,25 +79,31 @@ class ExportWindow:
                 .when(F.col(DAY) == F.lit(self.end_date - timedelta(days=1)), VALIDATION).otherwise(TRAIN))
 
 
-def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode) -> tuple[str, Manifest]:
+def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode,
+                    past: Mapping[str, int] | None = None) -> tuple[str, Manifest]:
     """Write the export of `window` below the lake; its URI and manifest.
 
     The manifest comes last, so a crash leaves the export before as it was; older data go when it is there.
     Equal `features` give equal rows in equal order. Of two runs at once the first to finish wins, the other ends.
 
+    Args:
+        past: the `delta_versions` of an earlier export, to make that one again, with a root of its own; None: of the
+            tables as they stand.
+
     Raises:
-        InputError: days are missing, the table does not fit the schema, or it or the export changed meanwhile.
+        InputError: days are missing, the table does not fit the schema, or it or the export changed meanwhile; with
+            `past`, also a version that cannot be read any more.
     """
-    root = export_uri(lake.uri, window.end_date, window.days, mode)
-    before, older = _manifest_text(root), data_folders(root)
+    root = export_uri(lake.uri, window.end_date, window.days, mode, None if past is None else past["features"])
+    before, older = manifest_text(root), data_folders(root)
     try:
-        manifest = _write_data(schema, lake, window, mode, root)
+        manifest = _write_data(schema, lake, window, mode, root, past)
     except Exception as error:
-        if _manifest_text(root) != before:  # whose run then removed this one's data
+        if manifest_text(root) != before:  # whose run then removed this one's data
             raise InputError(f"{root}: {_OVERTAKEN}") from error
         raise
     with one_writer(root):
-        overtaken = _manifest_text(root) != before
+        overtaken = manifest_text(root) != before
         if not overtaken:
             manifest.write(root)
         remove_data(root, [manifest.data] if overtaken else older)
@@ -102,13 +112,18 @@ def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewU
     return root, manifest
 
 
-def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode, root: str) -> Manifest:
+def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode, root: str,
+                past: Mapping[str, int] | None) -> Manifest:
     """Encoders and encoded rows in a folder of their own below `root`, and the manifest that will make them an export.
     """
     data = f"data-{uuid.uuid4().hex[:12]}"
-    days = window.present(lake.days("features"))
-    versions = {table: lake.version(table) for table in ("features", *RAW_TABLES.values()) if lake.exists(table)}
-    features = lake.read("features").where(F.col(DAY).isin(days))
+    if past is None:
+        days = window.present(lake.days("features"))
+        versions = {table: lake.version(table) for table in ("features", *RAW_TABLES.values()) if lake.exists(table)}
+        features = lake.read("features").where(F.col(DAY).isin(days))
+    else:
+        days, versions = window.wanted(), dict(past)
+        features = lake.read_days("features", days, versions["features"])
     rows = with_new_users(features, schema, mode).withColumn(_SPLIT, window.split())
 
     encoders = fit_encoders_by_spark(rows.where(F.col(_SPLIT) != TEST), schema, join(root, data, "tallies"))
@@ -120,7 +135,7 @@ def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserM
         counts = {split: numbers["rows"] for split, numbers in statistics["splits"].items()}
         write_encoded(rows.join(newcomers, USER, "left"), schema, counts, join(root, data))
     splits = gather_files(root, data, counts)
-    if lake.version("features") != versions["features"]:
+    if past is None and lake.version("features") != versions["features"]:
         raise InputError(f"{lake.path('features')}: changed from version {versions['features']} while it was exported; "
                          "run the export again")
     return Manifest(schema_name=schema.name, schema_fingerprint=schema.fingerprint, new_users=str(mode), data=data,
@@ -268,12 +283,3 @@ def remove_data(root: str, folders: list[str]) -> None:
             fs.delete_dir(join(base, folder))
         except FileNotFoundError:
             logger.debug("%s: another run has removed it", folder)
-
-
-def _manifest_text(root: str) -> bytes | None:
-    fs, base = filesystem(root)
-    try:
-        with fs.open_input_stream(join(base, MANIFEST)) as source:
-            return source.read()
-    except FileNotFoundError:
-        return None

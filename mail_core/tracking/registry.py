@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Mapping
 
 import mlflow
 import pyarrow as pa
@@ -47,25 +48,40 @@ class ResolvedModel:
         return f"{self.name} version {self.version}"
 
 
-def register_package(package_folder: Path | str, name: str, alias: str | None = None) -> str:
+def register_package(package_folder: Path | str, name: str, alias: str | None = None,
+                     tags: Mapping[str, str] | None = None) -> str:
     """Register a package folder as a new version of `name`, in the active run if there is one, and return the version.
 
+    A run registers one version of a name: where the active one, killed since and gone on with, has done so, this is it.
     It is registered as models-from-code (the source of `mail_core` goes along), so nothing in it is pickled.
     `configure_tracking` comes first.
 
     Raises:
         InputError: not a package, or not a name for a model.
     """
-    package = load_package(package_folder)
-    info = mlflow.pyfunc.log_model(
-        name=_LOGGED_NAME, registered_model_name=validated_model_name(name),
-        python_model=str(MAIL_CORE / "tracking" / "pyfunc_model.py"), code_paths=[str(MAIL_CORE)],
-        artifacts={PACKAGE_ARTIFACT: str(package_folder)}, pip_requirements=requirements(),
-        signature=signature(package.schema), input_example=package.input_example.to_pandas())
-    version = str(info.registered_model_version)
+    package, client = load_package(package_folder), MlflowClient()
+    version = _version_of_active_run(validated_model_name(name))
+    if version is None:
+        info = mlflow.pyfunc.log_model(
+            name=_LOGGED_NAME, registered_model_name=name,
+            python_model=str(MAIL_CORE / "tracking" / "pyfunc_model.py"), code_paths=[str(MAIL_CORE)],
+            artifacts={PACKAGE_ARTIFACT: str(package_folder)}, pip_requirements=requirements(),
+            signature=signature(package.schema), input_example=package.input_example.to_pandas())
+        version = str(info.registered_model_version)
+    # The version is there from here on, so that a run killed between these lines does the rest when it goes on.
+    for key, value in (tags or {}).items():
+        client.set_model_version_tag(name, version, key, value)
     if alias:
-        MlflowClient().set_registered_model_alias(name, alias, version)
+        client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def _version_of_active_run(name: str) -> str | None:
+    run = mlflow.active_run()
+    if run is None:
+        return None
+    found = MlflowClient().search_model_versions(f"run_id = '{run.info.run_id}'")
+    return next((str(version.version) for version in found if version.name == name), None)
 
 
 def resolve_model(model_uri: str) -> ResolvedModel:

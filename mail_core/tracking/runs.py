@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator, Mapping
 from urllib.error import HTTPError, URLError
@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from mail_core.errors import InputError
@@ -72,6 +73,8 @@ class TrackedRun:
     """A running MLflow run."""
 
     run_id: str
+    recorded: frozenset[tuple[str, int]] = field(default=frozenset(), repr=False)
+    """(figure, step) of a continued run, which are not recorded twice."""
 
     def params(self, values: Mapping[str, object]) -> None:
         """Settings, as text."""
@@ -79,7 +82,8 @@ class TrackedRun:
 
     def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
         """Figures; undefined ones (None, NaN) are left out."""
-        defined = {key: float(v) for key, v in values.items() if v is not None and not math.isnan(v)}
+        defined = {key: float(v) for key, v in values.items()
+                   if v is not None and not math.isnan(v) and (key, step or 0) not in self.recorded}
         mlflow.log_metrics(defined, step=step, run_id=self.run_id)
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -96,10 +100,38 @@ class TrackedRun:
 
 
 @contextmanager
-def tracked_run(name: str, tags: Mapping[str, str] | None = None) -> Iterator[TrackedRun]:
-    """A run in the experiment of `configure_tracking`; it ends FINISHED, or FAILED where the body raises."""
-    with mlflow.start_run(run_name=name, tags=dict(tags or {})) as run:
-        yield TrackedRun(run.info.run_id)
+def tracked_run(name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None) -> Iterator[TrackedRun]:
+    """A run in the experiment of `configure_tracking`; it ends FINISHED, or FAILED where the body raises.
+
+    `run_id` is a run to go on with; where the store does not have it, a new one begins.
+    """
+    before = None if run_id is None else _run(run_id)
+    continued = before.info.run_id if before is not None and before.info.lifecycle_stage == "active" else None
+    with mlflow.start_run(run_id=continued, run_name=name, tags=dict(tags or {})) as run:
+        recorded = frozenset() if before is None or continued is None else _recorded(before)
+        yield TrackedRun(run.info.run_id, recorded)
+
+
+def end_run_killed(run_id: str) -> None:
+    """Mark a run as KILLED that its process has left RUNNING; any other run stays as it is."""
+    run = _run(run_id)
+    if run is not None and run.info.status == "RUNNING":
+        MlflowClient().set_terminated(run_id, "KILLED")
+
+
+def _run(run_id: str) -> Run | None:
+    try:
+        return MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _recorded(run: Run) -> frozenset[tuple[str, int]]:
+    client = MlflowClient()
+    return frozenset((key, point.step) for key in run.data.metrics
+                     for point in client.get_metric_history(run.info.run_id, key))
 
 
 def _default_store(lake_uri: str) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints of a training run: folders that appear whole or not at all, holding JSON and safetensors, no pickle.
 
-Layout: `<lake's parent>/checkpoints/<model name>/<run key>/<number>/` with checkpoint.json and state.safetensors. The
-run key is a hash of all that decides the run's result, so that no other run goes on from it.
+Layout: `<lake's parent>/checkpoints/<model name>/<run key>/<number>/` with checkpoint.json and state.safetensors, and
+beside the numbers `mlflow_run`, the ID of the MLflow run. The run key is a hash of all that decides the run's result,
+so that no other run goes on from it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mail_core.training.ranks import Ranks
 from mail_core.training.state import TrainState
 
 CHECKPOINTS = "checkpoints"
-DOCUMENT, STATE = "checkpoint.json", "state.safetensors"
+DOCUMENT, STATE, TRACKED = "checkpoint.json", "state.safetensors", "mlflow_run"
 FORMAT = 1
 """Of the folder; a reader refuses any other."""
 SECONDS = 300.0
@@ -61,7 +62,7 @@ class Notes:
     """The best validation score so far, and after how many epochs it came."""
     best_epochs: int = 0
     curves: list[tuple[dict[str, float], int]] = field(default_factory=list)
-    """(figures, step) in the order of recording, on rank 0; a resumed run records them again, in its own MLflow run."""
+    """(figures, step) in the order of recording, on rank 0; a run that goes on offers them again."""
 
 
 def run_key(config: TrainingConfig, manifest_text: str, ranks: Ranks) -> str:
@@ -89,8 +90,10 @@ class Checkpoints:
         Raises:
             InputError: the last checkpoint is damaged, or belongs to another run.
         """
-        self.folder, self.key, self.ranks, self.seconds = folder, key, ranks, seconds
+        self.folder, self.key, self.ranks, self.seconds, self.resume = folder, key, ranks, seconds, resume
         self.notes = Notes()
+        self.earlier_run: str | None = None if folder is None else _tracked(folder / TRACKED)
+        """The MLflow run that an attempt before this one has left, whether it is gone on from or not."""
         self._position: Position | None = None
         self._tensors: dict[str, Tensor] = {}
         self._source: Path | None = None
@@ -135,6 +138,18 @@ class Checkpoints:
         state.load(self._tensors)
         self._tensors = {}
         return self._position.epoch, self._position.steps
+
+    def keep_run(self, run_id: str) -> None:
+        """Remember the MLflow run for a later attempt; without a folder, or with a full disk, it is not."""
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            unfinished = self.folder / f"{_UNFINISHED}.{TRACKED}"
+            unfinished.write_text(run_id, encoding="utf-8")
+            unfinished.rename(self.folder / TRACKED)
+        except OSError as error:
+            logger.warning("%s: the MLflow run is not kept, training goes on: %s", self.folder, error)
 
     def clear(self) -> None:
         """Remove this run's checkpoints, and the folders above them where nothing else is in them."""
@@ -186,6 +201,13 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
         for number in _numbers(folder)[:-KEPT]:
             shutil.rmtree(folder / _name(number))
+
+
+def _tracked(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:  # also where an attempt of before has ended before it had a run
+        return None
 
 
 def _name(number: int) -> str:

@@ -45,18 +45,18 @@ def end_with_launcher() -> None:
 
 
 def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int = 0,
-           restart_argument: str | None = None) -> None:
+           restart_argument: str | None = None, threads: int | None = None) -> None:
     """Run `python script arguments` as `ranks` processes that know each other, and wait for all of them.
 
     Their logs and results go to this process's stderr and stdout. When a rank dies, the others have ended
     SHUTDOWN_SECONDS later; then all are started again, at most `max_restarts` times and with `restart_argument` added,
-    unless bad input was the reason, which would be as bad again.
+    unless bad input was the reason, which would be as bad again. `threads` are a rank's; None: its share of the cores.
 
     Raises:
         InputError: a rank ended with BAD_INPUT; its own message stands in the log.
         RuntimeError: a rank failed once too often; the others have been ended.
     """
-    for name, value in _rank_environment(ranks).items():
+    for name, value in _rank_environment(ranks, threads).items():
         os.environ.setdefault(name, value)
     arguments = list(arguments)
     for restarts_left in range(max_restarts, -1, -1):
@@ -79,13 +79,13 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
             arguments.append(restart_argument)
 
 
-def _rank_environment(ranks: int) -> dict[str, str]:
+def _rank_environment(ranks: int, threads: int | None) -> dict[str, str]:
     """What must be set before a rank's process starts; whatever the caller has set stays."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         # A fixed number of threads: more than a rank's share of the cores slows all down, and the order of sums within
         # an operation, so the last bits of a result, follows from it.
-        "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+        "OMP_NUM_THREADS": str(threads or max(1, cores // ranks)),
         # No page faults for every large temporary: the allocator keeps freed memory (design.md, Recipes).
         "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 33),
         # The ranks are all on this machine and need no other interface.

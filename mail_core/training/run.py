@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import subprocess
@@ -19,13 +18,15 @@ from mail_core.errors import InputError
 from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
 from mail_core.evaluation.tables import format_table
-from mail_core.lake.files import filesystem, join, local_path
-from mail_core.loading.manifest import MANIFEST, TEST, TRAIN, VALIDATION, find_export
+from mail_core.lake.files import local_path
+from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, find_export, manifest_fingerprint,
+                                        manifest_text)
 from mail_core.models.mail import MailModel
 from mail_core.package.store import NEW_USERS, save_package
 from mail_core.schema.definition import Schema
 from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, run_key
 from mail_core.training.data import Export, open_export
+from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
 from mail_core.training.loop import Recorder, fit
 from mail_core.training.predict import Predictions, diagnostics, predict
 from mail_core.training.presets import TrainingConfig
@@ -58,6 +59,8 @@ class TrainRequest:
     """Go on from the last checkpoint of this very run; without one it starts afresh."""
     checkpoint_seconds: float = SECONDS
     """Between two checkpoints within an epoch. They stand beside a local lake; a remote lake has none."""
+    like: Original | None = None
+    """The version that this is the training of, once more: its export is read, and no alias moves."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:
@@ -70,6 +73,18 @@ class TrainRequest:
         return self.model_name or f"{self.schema.name}-{mail}{self.config.model.tower}"
 
 
+def request_like(uri: str, lake_uri: str, *, model_name: str | None = None, tracking_uri: str | None = None,
+                 resume: bool = False, checkpoint_seconds: float = SECONDS) -> TrainRequest:
+    """The request that gave the version at `uri`, from its own lineage. Raises InputError as `original` does."""
+    from mail_core.tracking.runs import configure_tracking
+    configure_tracking(tracking_uri, lake_uri)
+    like = original(uri)
+    return TrainRequest(
+        schema=like.schema, lake_uri=lake_uri, end_date=like.end_date, new_users=str(like.new_users), like=like,
+        preset=like.lineage["training"]["preset"], config=like.config, model_name=model_name or like.name,
+        tracking_uri=tracking_uri, resume=resume, checkpoint_seconds=checkpoint_seconds)
+
+
 def check_request(request: TrainRequest, world_size: int) -> Export:
     """Open the export and check all that can be checked before ranks are started.
 
@@ -80,7 +95,8 @@ def check_request(request: TrainRequest, world_size: int) -> Export:
     if world_size < 1:
         raise InputError(f"ranks: {world_size} (expected a whole number above 0)")
     request.config.batch_of(world_size)
-    uri = find_export(request.lake_uri, request.end_date, request.new_users)
+    uri = (find_export(request.lake_uri, request.end_date, request.new_users) if request.like is None
+           else request.like.export_of(request.lake_uri))
     needed = (TRAIN, TEST) if request.config.epochs else (TRAIN, VALIDATION, TEST)
     return open_export(uri, request.schema, *needed)
 
@@ -103,11 +119,15 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         return f"rank {ranks.rank} of {ranks.world_size}"
     # MLflow takes seconds to import, and rank 0 alone needs it.
     from mail_core.tracking.registry import register_package, validated_model_name
-    from mail_core.tracking.runs import configure_tracking, tracked_run
+    from mail_core.tracking.runs import configure_tracking, end_run_killed, tracked_run
     name = validated_model_name(request.name)
     checkpoints = _checkpoints(request, export, ranks)
     configure_tracking(request.tracking_uri, request.lake_uri, request.schema.name)
-    with tracked_run(name, tags=_tags(request, export)) as run:
+    earlier = checkpoints.earlier_run
+    if earlier is not None and not checkpoints.resume:
+        end_run_killed(earlier)
+    with tracked_run(name, _tags(request, export), earlier if checkpoints.resume else None) as run:
+        checkpoints.keep_run(run.run_id)
         run.params(_params(request, export, ranks))
         run.text(_manifest_text(export), MANIFEST)
         model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
@@ -116,18 +136,35 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         measured = diagnostics(predictions)
         run.params({"epochs": epochs})
         run.metrics(_flat(cohorts, measured))
+        metrics = {"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured}
+        origin = lineage(request, export, ranks, epochs)
         with tempfile.TemporaryDirectory() as folder:
-            package = save_package(Path(folder) / "package", model=model, encoders=export.encoders,
-                                   lineage=lineage(request, export, ranks, epochs),
-                                   metrics={"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured})
-            version = register_package(package, name, CHALLENGER)
-        checkpoints.clear()
+            package = save_package(Path(folder) / "package", model=model, encoders=export.encoders, lineage=origin,
+                                   metrics=metrics)
+            version = (register_package(package, name, CHALLENGER) if request.like is None
+                       else register_package(package, name, tags={"like": request.like.uri}))
+    checkpoints.clear()  # last of all: until here --resume would finish what a killed run has left
     title = f"{name} version {version}, {request.end_date}, new users {export.manifest.new_users}"
     print(format_table({title: cohorts}))
     print(f"registered models:/{name}/{version}", flush=True)
+    end = f" as {CHALLENGER}" if request.like is None else f", {_likeness(request.like, origin, metrics)}"
     return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
             f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, "
-            f"models:/{name}/{version} registered as {CHALLENGER}")
+            f"models:/{name}/{version} registered{end}")
+
+
+def _likeness(like: Original, origin: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Print and say whether a training has given the figures of the one that it repeats."""
+    changed = changed_circumstances(like.lineage, origin)
+    if changed:
+        logger.warning("not trained as %s was: %s", like.uri, "; ".join(changed))
+    differing = differing_metrics(like.metrics, metrics)
+    for line in differing:
+        print(f"differs from {like.uri}: {line}")
+    said = f"{len(differing)} figures differ from" if differing else "the same metrics as"
+    said = f"{said} {like.uri}"
+    print(said, flush=True)
+    return said
 
 
 def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) -> dict[str, Any]:
@@ -136,14 +173,16 @@ def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) ->
     first_day = manifest.end_date - timedelta(days=manifest.days - 1)
     return {
         "schema": {"name": request.schema.name, "fingerprint": request.schema.fingerprint},
-        "export": {"manifest_fingerprint": hashlib.sha256(_manifest_text(export).encode()).hexdigest(),
+        "export": {"manifest_fingerprint": manifest_fingerprint(_manifest_text(export)),
                    "encoder_fingerprint": manifest.encoder_fingerprint, "delta_versions": dict(manifest.delta_versions),
                    "first_day": first_day.isoformat(), "end_date": manifest.end_date.isoformat(),
-                   "days": manifest.days},
+                   "days": manifest.days, "files": files_of(manifest.splits)},
         NEW_USERS: manifest.new_users,
         "training": {"preset": request.preset, "epochs": epochs, "seed": config.seed, "ranks": ranks.world_size,
                      "device": ranks.device.type, "batch_size": config.batch_size,
                      "learning_rate": config.learning_rate, "embedding_optimizer": config.embedding_optimizer},
+        "environment": environment(),
+        **({"like": request.like.uri} if request.like is not None else {}),
         "commit": code_commit(CHECKOUT),
     }
 
@@ -165,7 +204,8 @@ def code_commit(checkout: Path) -> str:
 
 def _checkpoints(request: TrainRequest, export: Export, ranks: Ranks) -> Checkpoints:
     """Those of this run. Raises InputError on one that it cannot go on from."""
-    key = run_key(request.config, _manifest_text(export), ranks)
+    like = "" if request.like is None else request.like.uri  # it registers otherwise
+    key = run_key(request.config, f"{_manifest_text(export)}{like}", ranks)
     lake = local_path(request.lake_uri)
     folder = None if lake is None else lake.parent / CHECKPOINTS / request.name / key
     if folder is None and ranks.is_first:
@@ -215,11 +255,11 @@ def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
     return {"schema": request.schema.name, "schema_fingerprint": request.schema.fingerprint,
             "tower": request.config.model.tower, "zero_shot": str(request.config.model.zero_shot is not None),
             "new_users": export.manifest.new_users, "end_date": request.end_date.isoformat(),
-            "commit": code_commit(CHECKOUT),
+            "commit": code_commit(CHECKOUT), **({"like": request.like.uri} if request.like is not None else {}),
             **{f"delta_version.{table}": str(version) for table, version in export.manifest.delta_versions.items()}}
 
 
 def _manifest_text(export: Export) -> str:
-    fs, root = filesystem(export.uri)
-    with fs.open_input_stream(join(root, MANIFEST)) as source:
-        return source.read().decode()
+    text = manifest_text(export.uri)
+    assert text is not None, "the export has been opened"
+    return text

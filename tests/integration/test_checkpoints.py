@@ -105,6 +105,7 @@ def test_a_job_restarts_a_killed_rank_itself_and_after_its_own_death_goes_on_wit
         orphans = ranks_of(job)
         job.kill()
         job.wait()
+    shutil.copytree(lake.parent / "checkpoints", tmp_path / "checkpoints")
     while any(map(runs_the_job, orphans)):
         time.sleep(0.1)
     text = (tmp_path / "log").read_text()
@@ -115,6 +116,32 @@ def test_a_job_restarts_a_killed_rank_itself_and_after_its_own_death_goes_on_wit
     assert resumed.returncode == 0 and "training goes on from" in resumed.stderr, resumed.stderr
     assert metrics_of(lake, 2) == metrics_of(lake, 1)
     assert not (lake.parent / "checkpoints").exists()
+    assert statuses(lake) == ["FINISHED", "FINISHED"], "the killed run was gone on with, twice"
+    run = client_of(lake).get_run(client_of(lake).get_model_version(NAME, "2").run_id)
+    for name in run.data.metrics:
+        steps = [point.step for point in client_of(lake).get_metric_history(run.info.run_id, name)]
+        assert len(steps) == len(set(steps)), f"{name} has a step twice"
+
+    # As a kill after the registration, right before the checkpoints are removed, would have left it.
+    client_of(lake).delete_registered_model_alias(NAME, "challenger")
+    shutil.copytree(tmp_path / "checkpoints", lake.parent / "checkpoints")
+    twice = subprocess.run(command(lake, "--resume"), capture_output=True, text=True, timeout=300)
+    assert twice.returncode == 0 and "training goes on from" in twice.stderr, twice.stderr
+    assert f"registered models:/{NAME}/2\n" in twice.stdout
+    assert len(client_of(lake).search_model_versions(f"name = '{NAME}'")) == 2
+    assert str(client_of(lake).get_model_version_by_alias(NAME, "challenger").version) == "2"
+    assert metrics_of(lake, 2) == metrics_of(lake, 1) and statuses(lake) == ["FINISHED", "FINISHED"]
+
+
+def client_of(lake: Path) -> mlflow.MlflowClient:
+    configure_tracking(None, str(lake))
+    return mlflow.MlflowClient()
+
+
+def statuses(lake: Path) -> list[str]:
+    client = client_of(lake)
+    [experiment] = [e.experiment_id for e in client.search_experiments() if e.name == "alimama"]
+    return [run.info.status for run in client.search_runs([experiment])]
 
 
 def ranks_of(job: subprocess.Popen) -> list[int]:

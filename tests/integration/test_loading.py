@@ -67,6 +67,23 @@ def test_every_row_of_the_files_comes_once_as_it_was_written(tmp_path, sizes, wo
     assert seen == Counter(range(1, sum(sizes) + 1))
 
 
+@pytest.mark.parametrize("sizes", [[0], [7, 0, 5], [0, 0, 9]])
+def test_a_file_without_rows_is_passed_over(tmp_path, sizes):
+    manifest = export(tmp_path, sizes)
+    assert sum(batch["user"].size for batch in read(tmp_path, manifest, shuffle=False)) == sum(sizes)
+    ranks = [read(tmp_path, manifest, rank, 2) for rank in (0, 1)]
+    assert len(ranks[0]) == len(ranks[1])
+    seen = [user for batches in ranks for batch in batches for user in batch["user"][batch[WEIGHT] > 0]]
+    assert sorted(seen) == list(range(1, sum(sizes) + 1))
+
+
+def test_rows_in_a_file_that_the_manifest_calls_empty_are_refused(tmp_path):
+    manifest = export(tmp_path, [4, 3])
+    first, second = manifest.splits["train"]
+    with pytest.raises(InputError, match="part-00001.parquet: 3 rows, the manifest says 0"):
+        read(tmp_path, replace(manifest, splits={"train": (first, replace(second, rows=0))}))
+
+
 def test_files_are_read_in_the_planned_order(tmp_path):
     manifest = export(tmp_path, [3, 3, 3, 3])
     files = manifest.splits["train"]

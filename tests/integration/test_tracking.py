@@ -17,7 +17,7 @@ from small_package import raw_rows, small_package
 from mail_core.errors import InputError
 from mail_core.package.store import load_package
 from mail_core.tracking.registry import register_package, requirements, resolve_model
-from mail_core.tracking.runs import configure_tracking, redacted, tracked_run
+from mail_core.tracking.runs import configure_tracking, end_run_killed, redacted, tracked_run
 
 PICKLE_FILES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".npz")
 
@@ -68,6 +68,38 @@ def test_a_run_that_raises_is_marked_failed(registered):
     with pytest.raises(ZeroDivisionError), tracked_run("broken") as run:
         1 / 0
     assert MlflowClient().get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_run_that_was_killed_goes_on_with_its_figures_once_and_registers_one_version(registered):
+    lake, package = registered
+    configure_tracking(None, str(lake), "alimama")
+    client = MlflowClient()
+    killed = client.create_run(client.get_experiment_by_name("alimama").experiment_id).info.run_id
+    client.log_metric(killed, "L_rt", 0.5, step=1)
+    for attempt in (1, 2):
+        with tracked_run("goes on", run_id=killed) as run:
+            for step in (1, 2):
+                run.metrics({"L_rt": 0.5}, step=step)
+            run.metrics({"test/auc": 0.7})
+            assert register_package(package, "killed", "challenger", {"like": "models:/a/1"}) == "1", attempt
+    assert run.run_id == killed and client.get_run(killed).info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(killed, "L_rt")] == [1, 2]
+    assert len(client.get_metric_history(killed, "test/auc")) == 1
+    [version] = client.search_model_versions("name = 'killed'")
+    assert version.tags["like"] == "models:/a/1"
+
+
+def test_a_run_that_nobody_goes_on_with_is_marked_killed_and_one_that_is_gone_begins_anew(registered):
+    configure_tracking(None, str(registered[0]), "alimama")
+    client = MlflowClient()
+    left = client.create_run(client.get_experiment_by_name("alimama").experiment_id).info.run_id
+    end_run_killed(left)
+    assert client.get_run(left).info.status == "KILLED"
+    with tracked_run("another", run_id="0" * 32) as run:
+        run.metrics({"auc": 0.5})
+    end_run_killed(run.run_id)
+    end_run_killed("0" * 32)
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_version_is_found_by_number_and_by_alias_and_scores_as_its_package(registered, alimama):

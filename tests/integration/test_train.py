@@ -224,9 +224,10 @@ def test_the_version_is_a_package_with_its_lineage_and_holds_no_pickle(lake, reg
 
 def test_the_job_runs_unchanged_under_torchrun_and_without_the_zero_shot_tower(lake):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = job(lake, "--no-zero-shot", "--epochs", "1", "--embedding-optimizer", "dense", launcher=launcher)
+    done = job(lake, "--no-zero-shot", "--tower", "din", "--epochs", "1", "--embedding-optimizer", "dense",
+               launcher=launcher)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("registered models:/alimama-base_dnn/1")
+    assert done.stdout.strip().endswith("registered models:/alimama-din/1")
 
 
 def test_a_day_without_export_ends_with_exit_code_2_and_says_what_there_is(lake):
