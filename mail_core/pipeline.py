@@ -70,7 +70,7 @@ def pipeline_steps(config: PipelineConfig) -> list[Step]:
         Step(title="features", job="build_features", arguments=(*table, "--date", end, *days)),
         Step(title="export", job="export_training",
              arguments=(*table, "--end-date", end, *days, "--new-users", config.new_users)),
-        Step(title="train the ranking tower alone", job="train", arguments=(*train, "--no-zero-shot")),
+        Step(title="train the ranking tower alone", job="train", arguments=(*train, "--cold-start", "off")),
         Step(title="train MAIL", job="train", last_lines=1, arguments=train),
         Step(title="evaluate", job="evaluate", last_lines=None, arguments=(
             *table, "--date", end, "--model", f"models:/{mail}@challenger",

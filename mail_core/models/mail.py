@@ -198,10 +198,11 @@ class MailModel(nn.Module):
         new_N = new_B.nonzero().squeeze(1)
         if len(new_N) == 0:
             return inputs
-        a_NAD = inputs.a_BAD.index_select(0, new_N).detach()
+        a_NAD = inputs.a_BAD.index_select(0, new_N)
         if isinstance(self.cold_start, MetaEmb):
             with torch.no_grad():
-                a_NAD = self.cold_start.with_identity(a_NAD, self.cold_start(a_NAD))
+                phi_ND = self.cold_start(a_NAD)
+            a_NAD = self.cold_start.with_identity(a_NAD, phi_ND)
             return replace(inputs, a_BAD=inputs.a_BAD.index_copy(0, new_N, a_NAD))
         assert isinstance(self.cold_start, Llae)
         v_NLD = F.pad(self.cold_start.virtual_behavior(a_NAD), (0, 0, 0, inputs.v_BLD.shape[1] - 1))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Mapping
+from typing import Any, Mapping
 
 from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size
 from mail_core.models.mail import COLD_START, MailConfig
-from mail_core.models.ranking import TowerConfig, pooling_of, with_pooling
+from mail_core.models.ranking import TowerConfig, has_pooling, pooling_of, with_pooling
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.ranking.dcn_v2 import DcnV2Config
 from mail_core.models.ranking.din import DinConfig
@@ -85,21 +85,31 @@ METHODS = (ALONE, *VARIANTS, *COLD_START)
 """What is done for new users: nothing, a variant of MAIL, or a peer of MAIL's."""
 
 
-def model_config(preset: str, tower: str, method: str, pooling: str | None = None) -> MailConfig:
+def model_config(preset: str, tower: str, method: str, *, pooling: str | None = None, alignment: str | None = None,
+                 kernel: str | None = None, joint: bool = False) -> MailConfig:
     """The model of a preset.
 
     Args:
         method: one of METHODS.
         pooling: of behaviour, `sum` or `mean`; None: the paper's sum, or the mean where a method's token needs it.
+        alignment, kernel: of a variant of MAIL that aligns; None: the paper's.
+        joint: see ZeroShotConfig.
 
     Raises:
-        InputError: an unknown name, or a pooling that the tower has not or the method cannot use.
+        InputError: an unknown name, or a setting that the tower has not or the method cannot use.
     """
     check_choice(preset, "preset", list(PRESETS))
     sizes = PRESETS[preset]
     check_choice(tower, "tower", list(sizes.towers))
     check_choice(method, "cold start", METHODS)
     zero_shot = replace(sizes.zero_shot, variant=method) if method in VARIANTS else None
+    changes: dict[str, Any] = {n: v for n, v in (("alignment", alignment), ("kernel", kernel)) if v is not None}
+    if changes and not (zero_shot is not None and zero_shot.parts.align):
+        raise InputError(f"{', '.join(changes)}: the method {method!r} has no alignment loss")
+    if joint and zero_shot is None:
+        raise InputError(f"joint: the method {method!r} has no zero-shot tower")
+    if zero_shot is not None:
+        zero_shot = replace(zero_shot, joint=joint, **changes)
     tower_config = sizes.towers[tower]
     if pooling is None and zero_shot is not None and zero_shot.parts.token and pooling_of(tower_config) == "sum":
         pooling = "mean"
@@ -107,3 +117,20 @@ def model_config(preset: str, tower: str, method: str, pooling: str | None = Non
         tower_config = with_pooling(tower_config, pooling)
     return MailConfig(tower=tower, dim=sizes.dim, tower_config=tower_config, zero_shot=zero_shot,
                       cold_start=COLD_START[method][0]() if method in COLD_START else None)
+
+
+def model_label(config: MailConfig) -> str:
+    """What tells kinds of models apart: `base_dnn`, `mail-base_dnn` (the paper's MAIL), `mail-gated-din`,
+    `llae-emb_lr`; settings other than the defaults stand in it, too."""
+    paper, zero_shot, words = ZeroShotConfig(), config.zero_shot, []
+    if config.cold_start_method is not None:
+        words.append(config.cold_start_method)
+    if zero_shot is not None:
+        words += ["mail", *([zero_shot.variant] if zero_shot.variant != paper.variant else [])]
+        words += [v for n in ("alignment", "kernel") if (v := getattr(zero_shot, n)) != getattr(paper, n)]
+        words += ["joint"] if zero_shot.joint else []
+    words.append(config.tower)
+    token = zero_shot is not None and zero_shot.parts.token
+    if has_pooling(config.tower_config) and pooling_of(config.tower_config) == "mean" and not token:
+        words.append("mean")
+    return "-".join(words)

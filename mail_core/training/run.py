@@ -29,7 +29,7 @@ from mail_core.training.data import Export, open_export
 from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
 from mail_core.training.loop import Recorder, fit
 from mail_core.training.predict import Predictions, diagnostics, predict
-from mail_core.training.presets import TrainingConfig
+from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
 
 CHALLENGER = "challenger"
@@ -52,7 +52,7 @@ class TrainRequest:
     """Name of the preset that `config` was made from."""
     config: TrainingConfig
     model_name: str | None = None
-    """Name in the registry; None: from schema and tower."""
+    """Name in the registry; None: from schema, method and tower."""
     tracking_uri: str | None = None
     """MLflow's store; None: beside a local lake. It may hold a password and is recorded nowhere."""
     resume: bool = False
@@ -69,8 +69,7 @@ class TrainRequest:
     @property
     def name(self) -> str:
         """Name in the registry."""
-        mail = "mail-" if self.config.model.zero_shot is not None else ""
-        return self.model_name or f"{self.schema.name}-{mail}{self.config.model.tower}"
+        return self.model_name or f"{self.schema.name}-{model_label(self.config.model)}"
 
 
 def request_like(uri: str, lake_uri: str, *, model_name: str | None = None, tracking_uri: str | None = None,
@@ -133,7 +132,7 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
         assert predictions is not None
         cohorts = _cohorts(predictions)
-        measured = diagnostics(predictions)
+        measured = {**diagnostics(predictions), **_gate(model)}
         run.params({"epochs": epochs})
         run.metrics(_flat(cohorts, measured))
         metrics = {"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured}
@@ -238,11 +237,18 @@ def _flat(cohorts: list[CohortMetrics], measured: Mapping[str, float | None]) ->
             **{f"test/{name}": value for name, value in measured.items()}}
 
 
+def _gate(model: MailModel) -> dict[str, float]:
+    """How far the gate of a virtual token is open, where the model has one."""
+    gate = None if model.zero_shot is None else model.zero_shot.gate
+    return {} if gate is None else {"gate_g": float(gate.g)}
+
+
 def _params(request: TrainRequest, export: Export, ranks: Ranks) -> dict[str, object]:
     config, model = request.config, request.config.model.to_dict()
-    tower, zero_shot = model.pop("tower_config"), model.pop("zero_shot")
+    tower, zero_shot, peer = (model.pop(part) for part in ("tower_config", "zero_shot", "cold_start"))
     return {"preset": request.preset, **model, **{f"tower.{k}": v for k, v in tower.items()},
             "zero_shot": zero_shot is not None, **{f"zero_shot.{k}": v for k, v in (zero_shot or {}).items()},
+            **{f"cold_start.{k}": v for k, v in (peer or {}).items()},
             "batch_size": config.batch_size, "learning_rate": config.learning_rate, "seed": config.seed,
             "embedding_optimizer": config.embedding_optimizer, "max_epochs": config.max_epochs,
             "patience": config.patience, "epochs_chosen_on": "argument" if config.epochs else "the last training day",
@@ -253,7 +259,8 @@ def _params(request: TrainRequest, export: Export, ranks: Ranks) -> dict[str, ob
 
 def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
     return {"schema": request.schema.name, "schema_fingerprint": request.schema.fingerprint,
-            "tower": request.config.model.tower, "zero_shot": str(request.config.model.zero_shot is not None),
+            "tower": request.config.model.tower, "model": model_label(request.config.model),
+            "zero_shot": str(request.config.model.zero_shot is not None),
             "new_users": export.manifest.new_users, "end_date": request.end_date.isoformat(),
             "commit": code_commit(CHECKOUT), **({"like": request.like.uri} if request.like is not None else {}),
             **{f"delta_version.{table}": str(version) for table, version in export.manifest.delta_versions.items()}}

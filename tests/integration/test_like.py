@@ -118,7 +118,7 @@ def test_a_version_whose_export_stands_was_trained_on_it_and_other_circumstances
 
 
 @pytest.mark.parametrize("arguments, named", [
-    (("--like", f"models:/{NAME}/1", "--seed", "1", "--no-zero-shot"), "--no-zero-shot, --seed: not with --like"),
+    (("--like", f"models:/{NAME}/1", "--seed", "1", "--cold-start", "off"), "--cold-start, --seed: not with --like"),
     (("--like", f"models:/{NAME}/9"), f"models:/{NAME}/9"), (("--epochs", "1"), "--schema and --end-date")])
 def test_options_that_do_not_go_together_are_refused(lake, first, arguments, named, caplog):
     assert call_job("train", "--lake", str(lake), *arguments) == 2

@@ -224,7 +224,7 @@ def test_the_version_is_a_package_with_its_lineage_and_holds_no_pickle(lake, reg
 
 def test_the_job_runs_unchanged_under_torchrun_and_without_the_zero_shot_tower(lake):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = job(lake, "--no-zero-shot", "--tower", "din", "--epochs", "1", "--embedding-optimizer", "dense",
+    done = job(lake, "--cold-start", "off", "--tower", "din", "--epochs", "1", "--embedding-optimizer", "dense",
                launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("registered models:/alimama-din/1")

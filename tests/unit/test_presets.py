@@ -14,7 +14,7 @@ from mail_core.models.ranking import TOWERS
 from mail_core.models.zero_shot import VARIANTS, ZeroShotConfig
 from mail_core.schema.definition import UNKNOWN
 from mail_core.training.data import IdDropout
-from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config
+from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config, model_label
 
 CPU = torch.device("cpu")
 
@@ -72,6 +72,26 @@ def test_unknown_presets_and_towers_are_refused_with_what_there_is():
         model_config("paper", "no_tower", "base")
     with pytest.raises(InputError, match="'triple'.*off, none, single, dual, base.*llae, meta_emb"):
         model_config("paper", "base_dnn", "triple")
+
+
+@pytest.mark.parametrize("options, label", [
+    ({"method": "off"}, "base_dnn"), ({"method": "base"}, "mail-base_dnn"),
+    ({"method": "gated"}, "mail-gated-base_dnn"), ({"method": "off", "pooling": "mean"}, "base_dnn-mean"),
+    ({"method": "llae", "tower": "emb_lr"}, "llae-emb_lr"),
+    ({"method": "meta_emb"}, "meta_emb-base_dnn"), ({"method": "base", "tower": "dmr"}, "mail-dmr"),
+    ({"method": "base", "alignment": "mse", "joint": True}, "mail-mse-joint-base_dnn"),
+    ({"method": "base", "kernel": "median", "pooling": "mean"}, "mail-median-base_dnn-mean")])
+def test_every_kind_of_model_has_a_name_of_its_own(options, label):
+    assert model_label(model_config("tiny", **{"tower": "base_dnn", **options})) == label
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"method": "dual", "alignment": "mse"}, "alignment: the method 'dual' has no alignment loss"),
+    ({"method": "off", "kernel": "median"}, "kernel: the method 'off'"),
+    ({"method": "llae", "joint": True}, "joint: the method 'llae' has no zero-shot tower")])
+def test_a_setting_that_a_method_cannot_use_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        model_config("tiny", "base_dnn", **options)
 
 
 def test_the_global_batch_is_split_evenly_or_refused():

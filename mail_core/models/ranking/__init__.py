@@ -34,6 +34,11 @@ TOWERS: Mapping[str, TowerType] = {"base_dnn": BaseDnn, "dnn_concat": DnnConcat,
 _POOLING = (BaseDnnConfig, DnnConcatConfig, EmbLrConfig, DcnV2Config)
 
 
+def has_pooling(config: TowerConfig) -> bool:
+    """Whether the tower pools behaviour; the others attend to it."""
+    return isinstance(config, _POOLING)
+
+
 def pooling_of(config: TowerConfig) -> str:
     """How a tower pools behaviour: `sum` or `mean` where it has the choice; one that attends weighs it, as a mean."""
     return config.pooling if isinstance(config, _POOLING) else "mean"
