@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mail_core.errors import InputError
 from mail_core.job import run_job
+from mail_core.training import options
 from mail_core.training.launcher import end_with_launcher, is_rank, launch
-from mail_core.training.options import LIKE, RESUME, parser, request_of
+from mail_core.training.options import LIKE, RESUME, request_of
 from mail_core.training.ranks import Ranks
 from mail_core.training.run import check_request, train_and_register
 
@@ -39,5 +40,9 @@ def main(args: argparse.Namespace) -> str:
     return f"{ranks} ranks trained {request.name} on {export.uri}"
 
 
+def parser() -> argparse.ArgumentParser:
+    return options.parser(__doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(run_job("train", parser(__doc__), main))
+    sys.exit(run_job("train", parser(), main))
