@@ -26,37 +26,43 @@ def exchange_row_gradients(rows_R: torch.Tensor, grad_RD: torch.Tensor,
     """
     if ranks.world_size == 1:
         return rows_R, grad_RD
-    # int32 halves the bytes of the IDs and sorts faster.
-    ids = torch.cat(all_gather_rows(rows_R.to(torch.int32), ranks))
-    grads = torch.cat(all_gather_rows(grad_RD, ranks))
-    rows_S, grad_SD = reduce_by_row(ids, grads)
-    return rows_S.to(torch.int64), grad_SD / ranks.world_size
+    counts, dim = _counts(rows_R, ranks), grad_RD.shape[1]
+    assert grad_RD.element_size() == 4, grad_RD.dtype
+    # One message a rank: the IDs as int32 (half the bytes, faster to sort), behind them the gradients' bits. Both parts
+    # are whole rows of `dim` numbers, so that the gradients are summed where they arrive.
+    longest = -(-max(*counts, 1) // dim) * dim
+    message = torch.empty(longest * (1 + dim), dtype=torch.int32, device=rows_R.device)
+    message[:len(rows_R)] = rows_R
+    message[longest:].view(grad_RD.dtype)[:grad_RD.numel()] = grad_RD.reshape(-1)
+    received = message.new_empty(ranks.world_size * len(message))
+    dist.all_gather(list(received.split(len(message))), message)
+    firsts = [rank * len(message) for rank in range(ranks.world_size)]
+    ids_N = torch.cat([received[first:first + count] for first, count in zip(firsts, counts)])
+    place_N = torch.cat([torch.arange(count, device=ids_N.device) + (first + longest) // dim
+                         for first, count in zip(firsts, counts)])
+    rows_S, grad_SD = reduce_by_row(ids_N, received.view(grad_RD.dtype).view(-1, dim), place_N)
+    return rows_S.to(torch.int64), grad_SD.div_(ranks.world_size)
 
 
-def reduce_by_row(ids_N: torch.Tensor, grad_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum the gradients of equal IDs: (sorted unique IDs, sums (S, D)), added in a fixed order on every device."""
+def reduce_by_row(ids_N: torch.Tensor, grad_MD: torch.Tensor,
+                  place_N: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the gradients of equal IDs: (sorted unique IDs, sums (S, D)), added in a fixed order on every device.
+
+    Args:
+        place_N: row of `grad_MD` that belongs to each ID; None: they stand in the same order.
+    """
     sorted_N, order_N = ids_N.sort(stable=True)
     rows_S, counts_S = torch.unique_consecutive(sorted_N, return_counts=True)
     # A bag is summed front to back by one thread, where index_add_ on CUDA adds in any order.
     offsets = F.pad(counts_S.cumsum(0), (1, 0))
     if rows_S.numel() == 0:
-        return rows_S, grad_ND
-    return rows_S, F.embedding_bag(order_N, grad_ND, offsets, mode="sum", include_last_offset=True)
-
-
-def all_gather_rows(rows: torch.Tensor, ranks: Ranks) -> list[torch.Tensor]:
-    """Every rank's (N, ...) tensor, in the order of ranks; N may differ and may be 0."""
-    if ranks.world_size == 1:
-        return [rows]
-    counts = _counts(rows, ranks)
-    padded = _padded(rows, max(counts))
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(gathered, padded)
-    return [part[:count] for part, count in zip(gathered, counts)]
+        return rows_S, grad_MD[:0]
+    bags_N = order_N if place_N is None else place_N[order_N]
+    return rows_S, F.embedding_bag(bags_N, grad_MD, offsets, mode="sum", include_last_offset=True)
 
 
 def gather_rows(rows: torch.Tensor, ranks: Ranks) -> list[torch.Tensor] | None:
-    """As `all_gather_rows`, but on rank 0 only; None on the others, which need no memory for it."""
+    """Every rank's (N, ...) tensor on rank 0, in the order of ranks; N may differ and may be 0. None on the others."""
     if ranks.world_size == 1:
         return [rows]
     counts = _counts(rows, ranks)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 EMBEDDING_OPTIMIZERS = ("row_sparse", "dense")
+_BLOCK_ROWS = 4096
 
 
 class TableOptimizer(Protocol):
@@ -43,6 +44,12 @@ class RowSparseAdam:
     def step(self, rows_R: Tensor, grad_RD: Tensor) -> None:
         """See TableOptimizer."""
         self.steps += 1
+        # A dozen passes over the touched rows: on a CPU block by block, so that a block stays in the cache.
+        size = len(rows_R) if rows_R.is_cuda else _BLOCK_ROWS
+        for rows, grad in zip(rows_R.split(max(size, 1)), grad_RD.split(max(size, 1))):
+            self._step_block(rows, grad)
+
+    def _step_block(self, rows_R: Tensor, grad_RD: Tensor) -> None:
         beta1, beta2 = self.betas
         m_RD = self.m_VD.index_select(0, rows_R).lerp_(grad_RD, 1 - beta1)
         v_RD = self.v_VD.index_select(0, rows_R).mul_(beta2).addcmul_(grad_RD, grad_RD, value=1 - beta2)

@@ -49,6 +49,18 @@ def test_rows_touched_at_every_step_follow_torch_adam_over_many_steps():
     assert (ours - reference).abs().max() < 1e-5
 
 
+def test_blocks_of_rows_step_as_all_of_them_at_once():
+    rows, draw = torch.arange(0, 20_000, 2), torch.Generator().manual_seed(1)
+    gradients = torch.randn(len(rows), DIM, generator=draw)
+    ours, reference = (nn.Parameter(torch.ones(20_000, DIM)) for _ in range(2))
+    lazy, adam = RowSparseAdam(ours, LR), torch.optim.Adam([reference], lr=LR)
+    for _ in range(2):
+        lazy.step(rows, gradients)
+        reference.grad = torch.zeros_like(reference).index_copy_(0, rows, gradients)
+        adam.step()
+    assert len(rows) > 2 * 4096 and (ours - reference).abs().max() < 1e-6 and (ours[rows] != 1).all()
+
+
 def test_dense_table_adam_is_torch_adam_on_a_scattered_gradient_and_carries_momentum():
     ours, reference = table(), table()
     dense, adam = DenseTableAdam(ours, LR), torch.optim.Adam([reference], lr=LR)
