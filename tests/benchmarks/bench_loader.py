@@ -92,8 +92,8 @@ def report(seconds: dict[str, list[float]], before: str) -> str:
               f"{middle[name] / base:.2f}"] for name, s in seconds.items()]
     added = middle["BaseDNN from the loader"] / base - 1
     return "\n".join([
-        f"`python tests/benchmarks/bench_loader.py`: {FILES} files of {FILE_ROWS:,} rows with Alimama's columns, L = "
-        f"{SCHEMA.sequence_length} (mean length {MEAN_LENGTH}), batches of {ROWS:,}, {ROUNDS} interleaved rounds of "
+        f"`python tests/benchmarks/bench_loader.py`: {FILES} files of {FILE_ROWS:,} rows with Alimama's columns, "
+        f"L = {SCHEMA.sequence_length} (mean length {MEAN_LENGTH}), batches of {ROWS:,}, {ROUNDS} interleaved rounds of "
         f"whole passes after one to warm up. {before} at the start. Target: reading adds less than 10 % to a step; it "
         f"added {added:.1%}.\n",
         table(["pass over all rows", "ms a batch: median (quartiles)", "rows/s", "time as a share of BaseDNN's"], lines)])

@@ -69,6 +69,18 @@ def test_an_empty_sequence_has_no_interest_and_a_fresh_tower_weighs_behaviours_n
     torch.testing.assert_close(found_BD[1], 1e-3 * inputs.v_BLD[1].sum(0), rtol=0.05, atol=1e-5)
 
 
+def test_bfloat16_attention_changes_the_interest_little_and_keeps_types():
+    exact = tower_of().attention
+    rounded = TargetAttention(D, (7, 6), autocast=True)
+    rounded.load_state_dict(exact.state_dict())
+    inputs = inputs_of([2, 0, 5, 1])
+    found, expected = (attention(inputs.t_BTD[:, 0], inputs) for attention in (rounded, exact))
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    found.square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in rounded.parameters())
+
+
 def test_a_token_counts_as_several_equal_positions():
     attention, inputs = tower_of().attention, inputs_of([5, 5])
     token_B1D = torch.randn(2, 1, D)

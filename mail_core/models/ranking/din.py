@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mail_core.models.config import check_share, check_sizes
+from mail_core.models.config import check_flag, check_share, check_sizes
 from mail_core.models.fields import side_by_side, side_by_side_width
 from mail_core.models.inputs import InputShape, RankingOutput, TowerInputs
 from mail_core.models.layers import SLOPE, Dense
@@ -30,11 +30,14 @@ class DinConfig:
     """Units of the two hidden layers over all features."""
     dropout: float = 0.5
     """Before each hidden layer over all features."""
+    autocast: bool = False
+    """Whether the attention's layers compute in bfloat16; its weights and the interest keep the parameters' type."""
 
     def __post_init__(self) -> None:
         check_sizes(self.attention, "tower_config.attention", 2)
         check_sizes(self.hidden, "tower_config.hidden", 2)
         check_share(self.dropout, "tower_config.dropout")
+        check_flag(self.autocast, "tower_config.autocast")
 
 
 class TargetAttention(nn.Module):
@@ -44,8 +47,9 @@ class TargetAttention(nn.Module):
     + W4 (q * k), so that q's share is computed once a row, and the rest once a real position.
     """
 
-    def __init__(self, dim: int, sizes: tuple[int, int]):
+    def __init__(self, dim: int, sizes: tuple[int, int], autocast: bool = False):
         super().__init__()
+        self.autocast = autocast
         self.first, self.second, self.score = Dense(4 * dim, sizes[0]), Dense(sizes[0], sizes[1]), Dense(sizes[1], 1)
         self.reset_parameters()
 
@@ -59,16 +63,23 @@ class TargetAttention(nn.Module):
     def forward(self, q_BD: Tensor, inputs: TowerInputs) -> Tensor:
         """Interest (B, D); 0 for a row without a valid position. A position counts by its weight."""
         packing = Packing.of(inputs.mask_BL)
-        k_PD, q_PD = packing.pack(inputs.v_BLD), packing.spread(q_BD)
-        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)
-        q_PH = packing.spread(F.linear(q_BD, of_q + of_difference, self.first.bias))
-        k_weight = torch.cat([of_k - of_difference, of_product], 1)
-        # In place and in one call: the time at full length goes into passes over (P, H).
-        h_PH = F.leaky_relu(torch.addmm(q_PH, torch.cat([k_PD, q_PD * k_PD], 1), k_weight.T), SLOPE, inplace=True)
-        w_P1 = self.score(F.leaky_relu(self.second(h_PH), SLOPE, inplace=True))
+        k_PD = packing.pack(inputs.v_BLD)
+        w_P1 = self._weights(packing, q_BD, k_PD).to(k_PD.dtype)
         if inputs.token_weight is not None:
             w_P1 = w_P1 * inputs.weight_L[packing.position_P % len(inputs.weight_L)].unsqueeze(1)
         return packing.sum(w_P1 * k_PD)
+
+    def _weights(self, packing: Packing, q_BD: Tensor, k_PD: Tensor) -> Tensor:
+        """w (P, 1)."""
+        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)
+        kind = torch.bfloat16 if self.autocast else k_PD.dtype
+        q_PH = packing.spread(F.linear(q_BD, of_q + of_difference, self.first.bias).to(kind))
+        k_weight = torch.cat([of_k - of_difference, of_product], 1).to(kind)
+        k_PD, q_PD = k_PD.to(kind), packing.spread(q_BD.to(kind))
+        with torch.autocast(k_PD.device.type, torch.bfloat16, enabled=self.autocast):
+            # In place and in one call: the time at full length goes into passes over (P, H).
+            h_PH = F.leaky_relu(torch.addmm(q_PH, torch.cat([k_PD, q_PD * k_PD], 1), k_weight.T), SLOPE, inplace=True)
+            return self.score(F.leaky_relu(self.second(h_PH), SLOPE, inplace=True))
 
 
 class Din(nn.Module):
@@ -84,7 +95,7 @@ class Din(nn.Module):
         super().__init__()
         self.config = config
         self.query = Dense(shape.targets * shape.dim, shape.dim, bias=False)
-        self.attention = TargetAttention(shape.dim, config.attention)
+        self.attention = TargetAttention(shape.dim, config.attention, config.autocast)
         self.hidden = HiddenLayers(side_by_side_width(shape), config.hidden, config.dropout)
         self.output = Logit(config.hidden[-1])
 
