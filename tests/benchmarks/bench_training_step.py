@@ -1,9 +1,10 @@
 """Rows per second of a training step at Alimama's vocabularies: one process, no Spark, nothing read from disk.
 
 Every step is gather, forward, backward, gradients by row and both optimisers on batches of 1,024 rows that are in
-memory. bench_training_step.py [PART ...] takes the parts named, or all: base_dnn, vocabulary, din, towers, zero_shot. Prints
-Markdown tables and writes them to docs/benchmarks.md. BENCH_THREADS and BENCH_ROUNDS in the environment change the number
-of threads and of timed steps.
+memory.
+
+bench_training_step.py [PART ...] takes the parts named, or all: base_dnn, vocabulary, din, towers, zero_shot. It prints
+Markdown tables and writes them to docs/benchmarks.md. BENCH_THREADS and BENCH_ROUNDS change threads and timed steps.
 """
 
 from __future__ import annotations
