@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens bench test test-unit lint clean
+.PHONY: help setup quickstart movielens bench test test-unit test-faults lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,8 +33,8 @@ movielens: setup ## the same pipeline on MovieLens-100K, downloaded and checked 
 	$(PYTHON_BIN) jobs/run_pipeline.py --schema movielens --source $(MOVIELENS)/logs --lake $(MOVIELENS)/lake \
 		--end-date 2000-01-08 --new-users masked:0.4:1 --preset tiny --ranks 2
 
-bench: setup ## speed of the training step beside SparseAdam and FuxiCTR, into docs/benchmarks.md (installs peers in runs/bench)
-	$(PYTHON_BIN) tests/benchmarks/bench_training_step.py
+bench: setup ## speed beside other libraries, into docs/benchmarks.md (installs peers in runs/bench)
+	for script in tests/benchmarks/bench_*.py; do $(PYTHON_BIN) $$script || exit 1; done
 
 lint: setup ## flake8, isort, mypy
 	$(PYTHON_BIN) -m flake8 mail_core jobs tests
@@ -46,6 +46,9 @@ test-unit: setup ## the tests that need no engine
 
 test: lint ## everything that CI runs: lint, unit and integration tests
 	$(PYTHON_BIN) -m pytest tests/unit tests/integration --durations=15
+
+test-faults: setup ## each job killed at 20 random moments and run again (an hour; FAULT_JOBS, FAULT_KILLS)
+	$(PYTHON_BIN) -m pytest -s tests/integration/random_kills.py
 
 clean: ## remove what the runs made
 	rm -rf runs build *.egg-info

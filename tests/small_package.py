@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,13 @@ def feature_rows(schema: Schema, day: date, count: int, seed: int = 0, users: in
     return pa.table({**head, **body}, schema=features_schema(schema))
 
 
-def small_model(schema: Schema, encoders: Encoders, zero_shot: bool = True, seed: int = 0) -> MailModel:
+def small_model(schema: Schema, encoders: Encoders, zero_shot: bool = True, seed: int = 0,
+                variant: str = "base") -> MailModel:
     """Random weights, large enough that different rows get different CTRs; batch norm with statistics of its own."""
     torch.manual_seed(seed)
-    config = MailConfig(dim=4, embedding_std=0.5, tower_config=BaseDnnConfig(hidden=(16, 8)),
-                        zero_shot=ZERO_SHOT if zero_shot else None)
+    tower = replace(ZERO_SHOT, variant=variant)
+    config = MailConfig(dim=4, embedding_std=0.5, zero_shot=tower if zero_shot else None, tower_config=BaseDnnConfig(
+        hidden=(16, 8), pooling="mean" if tower.parts.token else "sum"))
     model = MailModel(config, EmbeddingLayout.from_schema(schema, encoders.vocabulary_sizes))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
@@ -73,10 +76,10 @@ def small_model(schema: Schema, encoders: Encoders, zero_shot: bool = True, seed
 
 
 def small_package(folder: Path, schema: Schema, zero_shot: bool = True, seed: int = 0,
-                  new_users: str = "natural") -> Path:
+                  new_users: str = "natural", variant: str = "base") -> Path:
     """An untrained version in `folder`, its encoders fitted on `raw_rows`."""
     encoders = fit_encoders(raw_rows(schema, 200, values=15), schema)
-    return save_package(folder, model=small_model(schema, encoders, zero_shot, seed), encoders=encoders,
+    return save_package(folder, model=small_model(schema, encoders, zero_shot, seed, variant), encoders=encoders,
                         lineage={"new_users": new_users, "seed": seed}, metrics={})
 
 

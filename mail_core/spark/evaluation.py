@@ -72,7 +72,7 @@ class Evaluation:
     model: list[CohortMetrics]
     """A cohort each, in the order of COHORTS; likewise `against`."""
     fit: BehaviorFit | None
-    """Virtual against real behaviour of masked users' rows; None without a zero-shot tower or such rows."""
+    """Virtual against real behaviour of masked users' rows; None where the version makes none, or without such rows."""
     against: list[CohortMetrics] | None
     differences: list[PairedDifference]
     """model - against."""
@@ -178,7 +178,7 @@ def _summarise(config: EvaluationConfig) -> Callable[..., pa.Table]:
 def _behavior_fit(features: DataFrame, model: PackageHandle, package: Package,
                   config: EvaluationConfig) -> BehaviorFit | None:
     """Partial sums over the masked users' rows that have behaviour to compare with, one line a partition."""
-    if package.model.zero_shot is None or not config.new_users.fraction:
+    if not package.model.makes_behavior or not config.new_users.fraction:
         return None
     mode = config.new_users
 

@@ -93,9 +93,9 @@ def report(seconds: dict[str, list[float]], before: str) -> str:
     added = middle["BaseDNN from the loader"] / base - 1
     alone = middle["loader, shuffled batches"] / base
     note = (f"`python tests/benchmarks/bench_loader.py`: {FILES} files of {FILE_ROWS:,} rows with Alimama's columns, "
-            f"L = {SCHEMA.sequence_length} (mean length {MEAN_LENGTH}), batches of {ROWS:,}, {ROUNDS} interleaved rounds "
-            f"of whole passes after one to warm up. {before} at the start. Target: below 10 % of a step of BaseDNN; the "
-            f"loader alone takes {alone:.1%} of one, and a step that reads takes {added:.1%} longer.\n")
+            f"L = {SCHEMA.sequence_length} (mean length {MEAN_LENGTH}), batches of {ROWS:,}, {ROUNDS} interleaved "
+            f"rounds of whole passes after one to warm up. {before} at the start. Target: below 10 % of a step of "
+            f"BaseDNN; the loader alone takes {alone:.1%} of one, and a step that reads takes {added:.1%} longer.\n")
     return "\n".join([note, table(["pass over all rows", "ms a batch: median (quartiles)", "rows/s",
                                    "time as a share of BaseDNN's"], lines)])
 

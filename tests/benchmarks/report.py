@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+import time
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
@@ -15,14 +16,18 @@ WARM_UP = 6
 _TITLE = "# Benchmarks\n\nRatios hold between variants of one table: they took turns in one run on one machine.\n"
 
 
-def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant's calls (each returns its own): every round calls every variant once."""
+def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each variant's calls (each returns its own): every round calls every variant once.
+
+    `pause`: seconds before each call, in which the threads of another variant's process stop waiting for work.
+    """
     for call in variants.values():
         for _ in range(WARM_UP):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, call in variants.items():
+            time.sleep(pause)
             seconds[name].append(call())
     return seconds
 

@@ -119,6 +119,20 @@ def test_pooled_behavior_sums_over_positions_and_divides_by_the_length(package):
     np.testing.assert_allclose(virtual, expected.numpy(), atol=1e-6)
 
 
+def test_a_tokens_counterpart_is_the_mean_of_real_behaviour(tmp_path, alimama):
+    package = load_package(small_package(tmp_path / "p", alimama, variant="mean_token"))
+    rows = raw_rows(alimama, 20, seed=5)
+    real, virtual = package.pooled_behavior(rows)
+    encoded = {n: torch.from_numpy(a) for n, a in encode(rows, package.encoders).items()}
+    inputs = package.model.tables.gather(encoded).inputs
+    for row, mask in enumerate(inputs.mask_BL):
+        expected = inputs.v_BLD[row, mask].mean(0).numpy() if mask.any() else np.zeros(package.config.dim)
+        np.testing.assert_allclose(real[row], expected, atol=1e-6)
+    np.testing.assert_allclose(virtual, package.model.zero_shot.virtual_behavior(inputs.a_BAD)[:, 0].numpy(), atol=1e-6)
+    by_user = package.predict_candidates(rows, np.arange(20), rows)
+    np.testing.assert_allclose(package.predict(rows), by_user, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "schema.yaml", "lineage.json", "metrics.json",
                                   "input_example.arrow"])
 def test_a_missing_or_damaged_file_is_named(tmp_path, name):
