@@ -1,9 +1,7 @@
 """`build_features` beside DuckDB, its growth with the log, one very heavy user, and a driver that collects nothing.
 
-bench_features.py make TABLES ...    raw tables under runs/bench/features (1x, 2x, 4x, 8x, heavy, spread, million)
-bench_features.py duckdb [SIZE]      against DuckDB on Parquet copies of the same tables (default: 1x)
-bench_features.py growth | heavy | million
-Each of the last four makes the tables that it lacks and writes a section of docs/benchmarks.md.
+bench_features.py [duckdb | growth | heavy | million ...]: these parts (default: all), a section of docs/benchmarks.md
+each. Tables lie under runs/bench/features and are made once. BENCH_ROUNDS changes the number of rounds.
 """
 
 from __future__ import annotations
@@ -181,8 +179,9 @@ def _conditions(part: str, before: str) -> str:
             f"warm; median (least to most) of {ROUNDS} interleaved rounds, seconds. ")
 
 
-def duckdb(spark: SparkSession, name: str = "1x") -> None:
+def duckdb(spark: SparkSession) -> None:
     """The job against both ways of DuckDB; equal rows, or it fails."""
+    name = "1x"
     lake, before = make(spark, name), machine(CORES)
     peers = {way: DuckDb(way, name) for way in ("slices", "aggregate")}
     calls = {"build_features": lambda: build(lake), **peers}
@@ -201,7 +200,7 @@ def duckdb(spark: SparkSession, name: str = "1x") -> None:
     fastest = min(statistics.median(seconds[way]) for way in peers)
     rows, length, _ = found["build_features"].split()
     ratio = statistics.median(seconds["build_features"]) / fastest
-    body = (_conditions(f"duckdb {name}", before) + f"{int(rows):,} impressions of one day, {EACH} behaviours to each "
+    body = (_conditions("duckdb", before) + f"{int(rows):,} impressions of one day, {EACH} behaviours to each "
             f"over 22 days, {float(length):.0f} in a sequence on average; Delta to Delta, DuckDB ({DUCKDB[0]}, {CORES} "
             "threads) Parquet to Parquet. Rows and an order-free checksum of all columns are equal.\n\n"
             + table(["variant", "seconds", "times DuckDB's faster way"],
@@ -280,17 +279,14 @@ def _publish(title: str, body: str) -> None:
     write_section(title, body)
 
 
-def main(part: str, arguments: Sequence[str]) -> None:
-    spark = session()
-    if part == "make":
-        for name in arguments:
-            start = time.perf_counter()
-            make(spark, name)
-            logger.info("%s made in %.0f s", name, time.perf_counter() - start)
-    else:
-        {"duckdb": duckdb, "growth": growth, "heavy": heavy, "million": million}[part](spark, *arguments)
+PARTS = {"duckdb": duckdb, "growth": growth, "heavy": heavy, "million": million}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part](session())
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    main(sys.argv[1], sys.argv[2:])
+    main()
