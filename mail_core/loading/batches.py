@@ -84,7 +84,7 @@ def _full_batches(buffer: list[Arrays], batch_size: int, rng: np.random.Generato
 def _take(rows: Arrays, order: np.ndarray | None, start: int, stop: int) -> Arrays:
     # Copies, so that a batch that is kept does not keep the whole buffer.
     index = np.arange(start, stop) if order is None else order[start:stop]
-    return {name: array[index] for name, array in rows.items()}
+    return {name: array.take(index, axis=0) for name, array in rows.items()}
 
 
 def _rows(block: Arrays) -> int:

@@ -59,8 +59,8 @@ def read_files(export_uri: str, files: Sequence[FileEntry],
 
 
 class _MatrixQueue(ArrowReaderWorkerResultsQueueReader):
-    """Row groups with lists of one length as matrices, seen where Arrow holds their values: Petastorm's own queue makes an
-    array of every list and stacks them, half of the time that reading takes."""
+    """Row groups with lists of one length as matrices, seen where Arrow holds their values: Petastorm's own queue makes
+    an array of every list and stacks them, half of the time that reading takes."""
 
     def read_next(self, workers_pool: Any, schema: Any, ngram: None) -> Any:
         """The next row group, a named tuple of arrays (rows,) or (rows, width). Raises StopIteration at the end."""

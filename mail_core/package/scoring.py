@@ -79,6 +79,7 @@ class Package:
             raise InputError(f"user indices from {user_index.min()} to {user_index.max()}, expected 0 to "
                              f"{users.num_rows - 1}")
         order = np.argsort(user_index, kind="stable")
+        encoded = self._tensors(candidates)  # all at once: a call of `encode` costs more than 1024 rows of it
         logits = np.empty(len(user_index), dtype=np.float64)
         for first, stop in _spans(users.num_rows, CHUNK_USERS):
             begin, end = np.searchsorted(user_index[order], [first, stop])
@@ -88,8 +89,9 @@ class Package:
             for chunk, chunk_stop in _spans(end - begin, chunk_rows):
                 rows = order[begin + chunk:begin + chunk_stop]
                 index_B = torch.from_numpy(user_index[rows] - first).to(part.a_UAD.device)
-                logits_B = self.model.rank(part, index_B, self._tensors(candidates.take(rows)))
-                logits[rows] = logits_B.double().cpu().numpy()
+                places_B = torch.from_numpy(rows).to(index_B.device)
+                chosen = {name: values[places_B] for name, values in encoded.items()}
+                logits[rows] = self.model.rank(part, index_B, chosen).double().cpu().numpy()
         return _sigmoid(logits)
 
     @property

@@ -18,7 +18,7 @@ from mail_core.errors import InputError
 from mail_core.schema.arrow import features_schema, raw_fields
 from mail_core.schema.definition import DAY, ITEM, LABEL, TIME, USER, Feature, Schema, Snapshot
 from mail_core.spark.context_features import derive, earliest_moments
-from mail_core.spark.sequences import Spans, behavior_index, partition_count, slices, split, timeline
+from mail_core.spark.sequences import Spans, partition_count, read_partition, slices, timeline
 
 if TYPE_CHECKING:  # executors need no Delta in their Python
     from mail_core.lake.tables import Lake
@@ -133,8 +133,9 @@ def check_columns(schema: Schema, role: str, table: DataFrame) -> None:
 
 def with_snapshots(schema: Schema, rows: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
     """`rows` (DAY, USER, ITEM, ...) with every user and item feature's raw value as of the row's DAY."""
-    rows = _with_snapshot(rows, users, schema.users, USER, schema.group("user"))
-    return _with_snapshot(rows, items, schema.items, ITEM, schema.group("item"))
+    # Items first: their table is the one that may be too large to broadcast, and rows are narrow as yet.
+    rows = _with_snapshot(rows, items, schema.items, ITEM, schema.group("item"))
+    return _with_snapshot(rows, users, schema.users, USER, schema.group("user"))
 
 
 def _with_snapshot(rows: DataFrame, snapshots: DataFrame, raw: Snapshot, key: str,
@@ -166,12 +167,9 @@ def _sequence_reader(schema: Schema) -> Callable[[Iterable[pa.RecordBatch]], Ite
 
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """One partition of a timeline -> its features, by user and time."""
-        parts = [split(batch) for batch in batches]
-        if not parts:
+        rows, index = read_partition(schema, batches)
+        if not rows.num_rows:
             return
-        rows = pa.concat_tables([rows for rows, _ in parts]).combine_chunks()
-        index = behavior_index(schema, (behaviors for _, behaviors in parts))
-        del parts
         rows = rows.sort_by([(USER, "ascending"), (TIME, "ascending"), (ITEM, "ascending")])
         before_B = rows.column(TIME).cast(pa.int64()).to_numpy()
         since_B = earliest_moments(rows.column(DAY).combine_chunks(), schema.behavior_days, schema.timezone)

@@ -24,12 +24,14 @@ from mail_core.spark.candidates import Candidates, read_candidates, seen_candida
 from mail_core.spark.context_features import earliest_moments, local_moment, microseconds
 from mail_core.spark.features import check_columns, derived_context, with_snapshots
 from mail_core.spark.packages import PackageHandle, ship_package
-from mail_core.spark.sequences import ROW, BehaviorIndex, behavior_index, partition_count, slices, split, timeline
+from mail_core.spark.sequences import BehaviorIndex, partition_count, read_partition, slices, timeline
 
 if TYPE_CHECKING:  # executors need no Delta in their Python
     from mail_core.lake.tables import Lake
 
 SHOWN_ROWS = 10
+SLICE_ROWS = 32_768
+"""Candidates that are encoded and scored at once: bounds their users' list columns in memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +116,7 @@ def score_candidates(schema: Schema, candidates: Candidates, behaviors: DataFram
     rows = with_snapshots(schema, known, users, items).drop(DAY)
     parallelism = behaviors.sparkSession.sparkContext.defaultParallelism
     partitions = partition_count(candidates.given + behaviors.count(), parallelism)
-    # Behaviours first, so that a task holds them and streams any number of candidates; these in one order on every run,
-    # so that the model sees the same batches.
-    events = timeline(schema, rows, behaviors, partitions).sortWithinPartitions(
-        F.col(ROW).isNotNull(), USER, F.col(f"{ROW}.{ITEM}"))
+    events = timeline(schema, rows, behaviors, partitions)
     return events.mapInArrow(_scorer(schema, day, package), from_arrow_schema(_scores_schema(schema)))
 
 
@@ -173,22 +172,16 @@ def _scorer(schema: Schema, day: date,
     since = int(earliest_moments(pa.array([day]), schema.behavior_days, schema.timezone)[0])
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """One partition: its behaviours, then its candidates by user and item -> their scores."""
-        history: list[pa.Table] = []
-        index: BehaviorIndex | None = None
-        last = None
-        for batch in batches:
-            candidates, behaviors = split(batch)
-            assert index is None or not behaviors.num_rows, "behaviours come before the candidates"
-            history.append(behaviors)
-            if not candidates.num_rows:
-                continue
-            if index is None:
-                index = behavior_index(schema, history)
-            last = _check_unique(candidates, last)
-            for part in slices(candidates.num_rows):
-                some = candidates.slice(part.start, part.stop - part.start).combine_chunks()
-                yield from _scored(schema, package.load(), index, some, before, since).cast(layout).to_batches()
+        """One partition's candidates, by user and item -> their scores."""
+        candidates, index = read_partition(schema, batches)
+        if not candidates.num_rows:
+            return
+        # In one order on every run, so that the model sees the same batches.
+        candidates = candidates.sort_by([(USER, "ascending"), (ITEM, "ascending")])
+        _check_unique(candidates)
+        for part in slices(candidates.num_rows, SLICE_ROWS):
+            some = candidates.slice(part.start, part.stop - part.start).combine_chunks()
+            yield from _scored(schema, package.load(), index, some, before, since).cast(layout).to_batches()
 
     return score
 
@@ -211,10 +204,8 @@ def _scored(schema: Schema, package: Package, index: BehaviorIndex, candidates: 
                      "is_new_user": (spans.lengths_B == 0)[user_index_B]})
 
 
-def _check_unique(candidates: pa.Table, last: tuple | None) -> tuple:
-    """The key (user, item) is unique: a partition has whole users, sorted, so equal keys would be neighbours."""
+def _check_unique(candidates: pa.Table) -> None:
+    """The key (user, item) is unique: a partition has whole users, sorted, so equal keys are neighbours."""
     users, items = (candidates.column(name).combine_chunks() for name in (USER, ITEM))
     same = pc.and_(pc.equal(users[1:], users[:-1]), pc.equal(items[1:], items[:-1]))
-    first = (users[0].as_py(), items[0].as_py())
-    assert not pc.any(same).as_py() and first != last, "a user and item twice: a snapshot has two rows of one key"
-    return users[-1].as_py(), items[-1].as_py()
+    assert not pc.any(same).as_py(), "a user and item twice: a snapshot has two rows of one key"

@@ -176,6 +176,14 @@ def split(batch: pa.RecordBatch) -> tuple[pa.Table, pa.Table]:
     return pa.table(columns), table.filter(pc.invert(is_row)).drop_columns([ROW])
 
 
+def read_partition(schema: Schema, batches: Iterable[pa.RecordBatch]) -> tuple[pa.Table, BehaviorIndex]:
+    """One whole partition of a timeline -> (its rows in no order, the index of its behaviours); no rows: an empty table
+    without columns."""
+    parts = [split(batch) for batch in batches]
+    rows = pa.concat_tables([rows for rows, _ in parts]).combine_chunks() if parts else pa.table({})
+    return rows, behavior_index(schema, (behaviors for _, behaviors in parts))
+
+
 def behavior_index(schema: Schema, behaviors: Iterable[pa.Table]) -> BehaviorIndex:
     """Index of the behaviour parts that `split` gave; of nothing when there are none."""
     users = column_type(schema.behaviors.column(schema.behaviors.user))
