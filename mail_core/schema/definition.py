@@ -23,8 +23,8 @@ COLUMN_TYPES = ("string", "int", "long", "double", "epoch_seconds")
 FEATURE_KINDS = ("categorical", "multi", "dense")
 DERIVATIONS = ("hour", "day_of_week", "day_part")
 TRANSFORMS = ("identity", "log1p")
-RETAINED_TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations",
-                   "ctr_scores")
+RETAINED_TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "checks",
+                   "evaluations", "promotions", "ctr_scores")
 
 
 @dataclass(frozen=True, kw_only=True)
