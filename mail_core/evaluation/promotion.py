@@ -46,8 +46,8 @@ class PromotionConfig:
     seed: int = 0
     """Of the draws, so that a rerun decides alike."""
     least_clicks: int = 100
-    """A cohort with fewer clicks is not judged, and the reason says so: its interval is as wide as chance, and would keep
-    every challenger out for good where few new users come a day."""
+    """A cohort with fewer clicks is not judged, and the reason says so: its interval is as wide as chance, and would
+    keep every challenger out for good where few new users come a day."""
     gain_cohort: str = "new"
     """Where the gain of virtual behaviour is looked for: those who get it."""
     least_gain: float = 0.0
@@ -130,7 +130,7 @@ def non_inferior(evidence: Sequence[CohortEvidence], config: PromotionConfig) ->
 
 
 def beats_constant(everybody: CohortEvidence) -> Decision:
-    """A first version, without a champion, against the day's own CTR for everybody: it must rank, and predict better."""
+    """A first version, without a champion, against the day's own CTR for everybody: it must rank and predict better."""
     auc, high = everybody.auc, everybody.logloss_high
     loss = _interval(everybody.logloss_difference, everybody.logloss_low, high)
     found = f"AUC {number(auc)}, log loss less the constant CTR's {loss}"

@@ -82,8 +82,8 @@ class Evaluation:
     attainable: dict[str, Attainable]
     """By cohort; empty without a world."""
     losses: dict[str, PairedDifference]
-    """Cohort -> log loss, model - against; the three last are empty where nothing was asked of them."""
-    constant: PairedDifference | None
+    """Cohort -> log loss, model - against; like the two below it is there for a promotion alone."""
+    constant: PairedDifference
     """Log loss over all rows, model - the day's own CTR, which no constant beats."""
     virtual_off: dict[str, PairedDifference]
     """Cohort -> AUC, model - its own ranking tower with virtual behaviour switched off; none for a version that makes
@@ -245,7 +245,7 @@ def _evaluation(rows: list[Row], config: EvaluationConfig, fit: BehaviorFit | No
                    for cohort in COHORTS} if any(source == _VIRTUAL_OFF for source, *_ in found) else {}
     return Evaluation(model=[_metrics(found, _MODEL, cohort) for cohort in COHORTS], fit=fit, against=against,
                       differences=differences, attainable=attainable, losses=losses, virtual_off=virtual_off,
-                      constant=_paired(found, _CONSTANT, "all", "logloss") if config.promotion else None)
+                      constant=_paired(found, _CONSTANT, "all", "logloss"))
 
 
 def _metrics(found: dict[tuple[str, str, str], Row], source: str, cohort: str) -> CohortMetrics:

@@ -168,9 +168,9 @@ def _evidence(evaluation: Evaluation) -> tuple[CohortEvidence, ...]:
     if evaluation.against is None:
         everybody = next(metrics for metrics in evaluation.model if metrics.cohort == "all")
         loss = evaluation.constant
-        constant_loss = None if loss is None or loss.difference is None or everybody.logloss is None \
-            else everybody.logloss - loss.difference
-        return (CohortEvidence.of(everybody, logloss=loss, against_auc=0.5, against_logloss=constant_loss),)
+        assert everybody.logloss is not None and loss.difference is not None, "the day has rows"
+        return (CohortEvidence.of(everybody, logloss=loss, against_auc=0.5,
+                                  against_logloss=everybody.logloss - loss.difference),)
     aucs = {d.cohort: d for d in evaluation.differences if d.metric == "auc"}
     return tuple(CohortEvidence.of(model, auc=aucs[model.cohort], logloss=evaluation.losses[model.cohort],
                                    against_auc=against.auc, against_logloss=against.logloss)
