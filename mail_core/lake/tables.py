@@ -79,6 +79,14 @@ def table_definitions(schema: Schema) -> Mapping[str, TableDefinition]:
                                            pa.field("against", pa.string()), *_fields(cohort="string", metric="string"),
                                            pa.field("value", pa.float64()),
                                            pa.field("evaluated_at", _UTC, nullable=False)])),
+        TableDefinition(name="checks", key=(DAY, "figure"),
+                        columns=_with_day([*_fields(figure="string", value="double"),
+                                           *(pa.field(name, pa.float64()) for name in ("low", "high")),
+                                           pa.field("history", pa.list_(pa.float64())), *_fields(broken="bool"),
+                                           pa.field("note", pa.string()),
+                                           pa.field("checked_at", _UTC, nullable=False)])),
+        TableDefinition(name="promotions", key=(DAY, "model_name"), columns=_with_day(_promotion_fields()),
+                        constraints={"decision": "decision IN ('promoted', 'kept')"}),
         TableDefinition(name="ctr_scores", key=(DAY, USER, ITEM), constraints={"ctr": "ctr >= 0 AND ctr <= 1"},
                         columns=_with_day([user, item, *_fields(ctr="double", is_new_user="bool", model_name="string",
                                                                 model_version="string"),
@@ -283,6 +291,21 @@ def _fields(**types: str) -> list[pa.Field]:
 
 def _with_day(columns: list[pa.Field]) -> pa.Schema:
     return pa.schema([pa.field(DAY, pa.date32(), nullable=False), *columns])
+
+
+def _promotion_fields() -> list[pa.Field]:
+    """The fields of `Promotion` and, in a list, of its `CohortEvidence`."""
+    numbers = [f"{of}{metric}{part}" for metric in ("auc", "logloss")
+               for of, part in (("", ""), ("against_", ""), ("", "_difference"), ("", "_low"), ("", "_high"))]
+    evidence = pa.struct([("cohort", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64()),
+                          *((name, pa.float64()) for name in numbers)])
+    return [*_fields(model_name="string", model_version="string"), pa.field("champion", pa.string()),
+            *_fields(decision="string", reason="string", new_users="string"), pa.field("cohorts", pa.list_(evidence)),
+            *(pa.field(f"virtual_behavior_gain{part}", pa.float64()) for part in ("", "_low", "_high")),
+            *_fields(gain_cohort="string", gain_lost="bool", auc_margin="double", logloss_margin="double",
+                     confidence="double"), pa.field("decided_at", _UTC, nullable=False),
+            pa.field("rolled_back_to", pa.string()), pa.field("rolled_back_at", _UTC),
+            pa.field("rollback_reason", pa.string())]
 
 
 def _literals(values: Sequence[str | int]) -> str:

@@ -192,6 +192,13 @@ class MailModel(nn.Module):
         return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, rows_M, virtual_MKD),
                        mask_BL=inputs.mask_BL | new_B.unsqueeze(1), is_virtual_B=inputs.is_virtual_B | new_B)
 
+    def uncompleted(self, inputs: TowerInputs) -> TowerInputs:
+        """`inputs` for the ranking tower with virtual behaviour switched off: new rows stay empty, and a token's place,
+        for which the tower was built, is padding."""
+        if not self.completes_all:
+            return inputs
+        return replace(inputs, v_BLD=F.pad(inputs.v_BLD, (0, 0, 0, 1)), mask_BL=F.pad(inputs.mask_BL, (0, 1)))
+
     def _complete_by_peer(self, inputs: TowerInputs) -> TowerInputs:
         """New rows get pooled behaviour as their only position (LLAE), or another ID embedding (MetaEmb)."""
         new_B = inputs.is_new_B
@@ -211,9 +218,13 @@ class MailModel(nn.Module):
                        mask_BL=inputs.mask_BL | (new_B.unsqueeze(1) & first_L),
                        is_virtual_B=inputs.is_virtual_B | new_B)
 
-    def forward(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B,) of encoded rows (see EmbeddingTables), new rows completed. Raises InputError as `gather` does."""
-        return self.ranking(self.complete(self.tables.gather(encoded).inputs)).logits_B
+    def forward(self, encoded: Mapping[str, Tensor], virtual_behavior: bool = True) -> Tensor:
+        """Logits (B,) of encoded rows (see EmbeddingTables); new rows are completed unless virtual behaviour is off.
+
+        Raises InputError as `gather` does.
+        """
+        inputs = self.tables.gather(encoded).inputs
+        return self.ranking(self.complete(inputs) if virtual_behavior else self.uncompleted(inputs)).logits_B
 
     @torch.no_grad()
     def embed_users(self, encoded: Mapping[str, Tensor]) -> UserPart:

@@ -6,6 +6,7 @@ B rows, U users, L behaviour length, D embedding size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Iterator, Mapping
 
 import numpy as np
@@ -44,15 +45,22 @@ class Package:
     input_example: pa.Table
     """Raw rows in `input_schema(schema)`."""
 
-    def predict(self, rows: pa.Table | pa.RecordBatch, chunk_rows: int = CHUNK_ROWS) -> np.ndarray:
+    @property
+    def test_day(self) -> date:
+        """The day that its training kept for measuring; of days from here on it has seen nothing."""
+        return date.fromisoformat(self.lineage["export"]["end_date"])
+
+    def predict(self, rows: pa.Table | pa.RecordBatch, chunk_rows: int = CHUNK_ROWS,
+                virtual_behavior: bool = True) -> np.ndarray:
         """float64 (B,) CTR in the order of `rows`, which has every column of `input_schema(schema)`.
 
-        The chunk size changes memory, and the CTR by rounding only (below 1e-6).
+        The chunk size changes memory, and the CTR by rounding only (below 1e-6). With virtual behaviour switched off
+        the ranking tower reads new rows as they are, empty.
 
         Raises:
             InputError: a column is missing, or its values do not fit without loss.
         """
-        return self._predict(conform(rows, input_schema(self.schema)), chunk_rows)
+        return self._predict(conform(rows, input_schema(self.schema)), chunk_rows, virtual_behavior)
 
     def predict_frame(self, frame: pd.DataFrame) -> np.ndarray:
         """`predict` of a pandas frame; None and NaN are NULL."""
@@ -132,8 +140,8 @@ class Package:
         return mean_behavior(v_BLD, mask_BL) if mean else (v_BLD * mask_BL.unsqueeze(2)).sum(1)
 
     @torch.no_grad()
-    def _predict(self, rows: pa.Table, chunk_rows: int) -> np.ndarray:
-        logits = [self.model(self._tensors(rows.slice(first, stop - first))).double().cpu().numpy()
+    def _predict(self, rows: pa.Table, chunk_rows: int, virtual_behavior: bool = True) -> np.ndarray:
+        logits = [self.model(self._tensors(rows.slice(first, stop - first)), virtual_behavior).double().cpu().numpy()
                   for first, stop in _spans(rows.num_rows, chunk_rows)]
         return _sigmoid(np.concatenate([np.empty(0), *logits]))
 

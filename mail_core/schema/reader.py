@@ -14,8 +14,8 @@ import yaml
 
 from mail_core.errors import InputError
 from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DERIVATIONS, FEATURE_KINDS,
-                                         RETAINED_TABLES, SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Column, Feature,
-                                         ImpressionLog, RawFile, Schema, Serving, Snapshot)
+                                         RETAINED_TABLES, SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Checks, Column,
+                                         Feature, ImpressionLog, RawFile, Schema, Serving, Snapshot, check_figures)
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -118,7 +118,8 @@ class _SchemaReader:
                       behavior_days=self.whole(node, "behavior_days", "schema", 1, 1),
                       first_day=first, last_day=last, features=features,
                       serving=self.serving(node["serving"], features, logs["impressions"]),
-                      retention_days=self.retention(node["retention_days"]), **logs)
+                      retention_days=self.retention(node["retention_days"]),
+                      checks=self.checks(node.get("checks", {}), check_figures(features)), **logs)
 
     def raw_file(self, document: Mapping[str, Any], role: str, cls: type) -> Any:
         node = self.keys(document[role], role, cls)
@@ -251,6 +252,36 @@ class _SchemaReader:
             if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):
                 raise self.fail(f"serving.{name}", f"{entry!r} is not a {kind}")
         return Serving(time=clock, context=context)
+
+    def checks(self, value: Any, figures: tuple[str, ...]) -> Checks:
+        node, usual = self.keys(value, "checks", Checks), Checks()
+        ignored = self.typed(node, "ignored", "checks", list, [])
+        for figure in ignored:
+            self.choice(figure, "checks.ignored", figures)
+        found = Checks(
+            days=self.whole(node, "days", "checks", 1, usual.days),
+            least_days=self.whole(node, "least_days", "checks", 1, usual.least_days), ignored=tuple(ignored),
+            rows=self.multiples(node, "rows", usual.rows), ctr=self.multiples(node, "ctr", usual.ctr),
+            unknown_rise=self.share(node, "unknown_rise", usual.unknown_rise),
+            new_users_change=self.share(node, "new_users_change", usual.new_users_change),
+            null_rise=self.share(node, "null_rise", usual.null_rise))
+        if found.least_days > found.days:
+            raise self.fail("checks.least_days", f"{found.least_days} of {found.days} days")
+        return found
+
+    def multiples(self, node: Mapping[str, Any], name: str, default: tuple[float, float]) -> tuple[float, float]:
+        pair = self.typed(node, name, "checks", list, list(default))
+        numbers = [n for n in pair if isinstance(n, (int, float)) and not isinstance(n, bool)]
+        if len(pair) != 2 or len(numbers) != 2 or not 0 <= numbers[0] <= 1 <= numbers[1]:
+            raise self.fail(f"checks.{name}", f"expected [least, most], multiples of the usual value such as "
+                                              f"[0.5, 2.0], found {pair!r}")
+        return float(numbers[0]), float(numbers[1])
+
+    def share(self, node: Mapping[str, Any], name: str, default: float) -> float:
+        value = self.typed(node, name, "checks", (int, float), default)
+        if not 0 <= value <= 1:
+            raise self.fail(f"checks.{name}", f"{value} is not a share between 0 and 1")
+        return float(value)
 
     def retention(self, value: Any) -> Mapping[str, int]:
         node = self.mapping(value, "retention_days")

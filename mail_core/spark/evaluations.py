@@ -147,8 +147,8 @@ def _lines(summary: EvaluationSummary) -> list[tuple[str | None, str, str, float
 
 def _mine(request: EvaluationRequest) -> str:
     """SQL for the rows of the day that this evaluation replaces."""
-    against = f" OR against = {_literal(_title(request.against))}" if request.against else ""
-    return (f"model_name = {_literal(request.model.name)} AND model_version = {_literal(request.model.version)} "
+    against = f" OR against = {sql_literal(_title(request.against))}" if request.against else ""
+    return (f"model_name = {sql_literal(request.model.name)} AND model_version = {sql_literal(request.model.version)} "
             f"AND (against IS NULL{against})")
 
 
@@ -156,6 +156,7 @@ def _title(model: ResolvedModel | None) -> str:
     return f"{model.name}/{model.version}" if model else ""
 
 
-def _literal(text: str) -> str:
+def sql_literal(text: str) -> str:
+    """`text` as a string of Spark's SQL."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -17,6 +17,7 @@ from torch.utils import deterministic
 from mail_core.errors import InputError
 from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
+from mail_core.evaluation.promotion import CHALLENGER
 from mail_core.evaluation.tables import format_table
 from mail_core.lake.files import local_path
 from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, find_export, manifest_fingerprint,
@@ -32,7 +33,6 @@ from mail_core.training.predict import Predictions, diagnostics, predict
 from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
 
-CHALLENGER = "challenger"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)

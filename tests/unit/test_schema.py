@@ -8,6 +8,7 @@ import yaml
 
 from mail_core.errors import InputError
 from mail_core.schema.arrow import features_schema, input_schema, vocabulary_type
+from mail_core.schema.definition import Checks
 from mail_core.schema.reader import SCHEMAS, load_schema, parse_schema
 
 ALIMAMA = (SCHEMAS / "alimama.yaml").read_text(encoding="utf-8")
@@ -63,6 +64,12 @@ def test_fingerprint_ignores_comments_and_sees_content():
     assert parse_schema(changed("sequence_length", 50), "x").fingerprint != schema.fingerprint
 
 
+def test_checks_have_defaults_and_can_be_given_one_by_one():
+    assert load_schema("alimama").checks == Checks()
+    found = parse_schema(changed("checks", {"rows": [0, 3], "ignored": ["unknown.campaign_id"]}), "x").checks
+    assert found == Checks(rows=(0.0, 3.0), ignored=("unknown.campaign_id",))
+
+
 @pytest.mark.parametrize(("path", "value", "named"), [
     ("impresions", {}, "schema.impresions: unknown key"),
     ("users", None, "schema.users: required key is missing"),
@@ -94,6 +101,13 @@ def test_fingerprint_ignores_comments_and_sees_content():
     ("serving.time", "8pm", "serving.time: expected a quoted local time"),
     ("serving.pid", 7, "serving.pid: 7 is not a string"),
     ("serving.scene", "x", "serving: expected time and each context feature"),
+    ("checks", {"row": [0.5, 2]}, "checks.row: unknown key; allowed: days, least_days, rows"),
+    ("checks", {"rows": [1.5, 2]}, "checks.rows: expected [least, most], multiples of the usual value such as [0.5"),
+    ("checks", {"ctr": ["low", 2]}, "checks.ctr: expected [least, most]"),
+    ("checks", {"null_rise": 2}, "checks.null_rise: 2 is not a share between 0 and 1"),
+    ("checks", {"days": 0}, "checks.days: 0 is below 1"),
+    ("checks", {"days": 2, "least_days": 3}, "checks.least_days: 3 of 2 days"),
+    ("checks", {"ignored": ["unknown.hour"]}, "checks.ignored: 'unknown.hour' is not one of rows, ctr, new_users"),
     ("retention_days.scores", 3, "retention_days.scores: 'scores' is not one of"),
 ])
 def test_departures_are_named_with_file_key_and_what_is_allowed(path, value, named):
