@@ -1,4 +1,4 @@
-"""A/B tests in a planted world: who is served by whom, what the better ranker gains, and that equal ones gain nothing."""
+"""A/B tests in a planted world: who is served by whom, what the better ranker gains, and that equal ones do not."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def world() -> World:
     return World(config=config, intercept=-2.5, interest_scale=1.5, attribute_weights_AK=np.zeros((8, 3)),
                  user_ids_U=np.arange(USERS) + 1, user_latent_UK=rng.standard_normal((USERS, 3)),
                  levels_UA=np.zeros((USERS, 8), dtype=int), item_ids_I=ITEM_IDS,
-                 item_latent_IK=rng.standard_normal((ITEMS, 3)) / np.sqrt(3), item_effect_I=0.3 * rng.standard_normal(ITEMS),
-                 conversion_effect_I=rng.standard_normal(ITEMS) - 1.0)
+                 item_latent_IK=rng.standard_normal((ITEMS, 3)) / np.sqrt(3),
+                 item_effect_I=0.3 * rng.standard_normal(ITEMS), conversion_effect_I=rng.standard_normal(ITEMS) - 1.0)
 
 
 def served(world: World, config: AbTestConfig, *rankers: str) -> Served:
@@ -115,8 +115,9 @@ def test_a_users_session_depends_on_no_other_user_and_follows_the_world(world):
     np.testing.assert_array_equal(few.outcomes(np.zeros((3, 5)), 1)[0], few.click_UN[:, 0])
 
 
-@pytest.mark.parametrize("changes, message", [({"shown": 21}, "shown 21, candidates 20"), ({"shown": 0}, "shown 0"),
-                                              ({"rank_by": "cvr"}, "expected one of ctr, ctcvr"), ({"seed": -1}, "seed -1")])
+@pytest.mark.parametrize("changes, message", [
+    ({"shown": 21}, "shown 21, candidates 20"), ({"shown": 0}, "shown 0"),
+    ({"rank_by": "cvr"}, "expected one of ctr, ctcvr"), ({"seed": -1}, "seed -1")])
 def test_settings_that_do_not_fit_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         replace(CONFIG, **changes)

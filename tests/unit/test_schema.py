@@ -68,7 +68,7 @@ def test_fingerprint_ignores_comments_and_sees_content():
 
 def test_a_schema_without_conversions_has_the_fingerprint_that_it_had_before_there_were_any():
     schema = load_schema("alimama")
-    content = repr(replace(schema, text="")).replace("negative_label='nonclk', conversion=None", "negative_label='nonclk'")
+    content = repr(replace(schema, text="")).replace("label='nonclk', conversion=None", "label='nonclk'")
     assert "conversion" not in content
     assert schema.fingerprint == hashlib.sha256(content.encode()).hexdigest()
     named = load_schema("alimama_conversions")
