@@ -8,7 +8,7 @@ Shapes: B rows, U users, R resamples, G groups of tied scores.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def paired_differences(cohort: str, labels: np.ndarray, probabilities: np.ndarra
             differences.append(PairedDifference(cohort=cohort, metric=metric, difference=None, low=None, high=None))
             continue
         evaluators = [prepare(labels, p, user_keys) for p in scores]
-        drawn = np.array([evaluators[0](weights) - evaluators[1](weights) for weights in user_draws(user_keys, config)])
+        drawn = np.array([evaluators[0](weights) - evaluators[1](weights) for weights in _draws(user_keys, config)])
         tail = (1 - config.confidence) / 2
         low, high = np.nanquantile(drawn, [tail, 1 - tail]) if np.isfinite(drawn).any() else (None, None)
         differences.append(PairedDifference(cohort=cohort, metric=metric, difference=values[0] - values[1],
@@ -66,7 +66,7 @@ def paired_differences(cohort: str, labels: np.ndarray, probabilities: np.ndarra
     return differences
 
 
-def user_draws(user_keys: np.ndarray, config: BootstrapConfig) -> Iterator[np.ndarray]:
+def _draws(user_keys: np.ndarray, config: BootstrapConfig):
     """R times (U,) how often each user is drawn; the same draws for every model and metric."""
     users = len(np.unique(user_keys))
     generator = np.random.default_rng(config.seed)

@@ -12,7 +12,7 @@ from typing import Sequence
 
 import numpy as np
 
-from mail_core.evaluation.comparison import BootstrapConfig, user_draws
+from mail_core.evaluation.comparison import BootstrapConfig
 from mail_core.evaluation.metrics import relative_improvement
 
 
@@ -46,15 +46,15 @@ def lifts(cohort: str, served: Served, config: BootstrapConfig = BootstrapConfig
     """Lift of CTR and CTCVR among the users of a cohort.
 
     Users are drawn with the arm that they are in, so that one way serves users split between the arms, whose sizes
-    then vary with the draw, and users in both, who stay paired.
+    then vary with the draw, and users in both, who stay paired. The interval is of the draws that define a lift.
     """
     counts = np.stack([served.shown_U2, served.clicks_U2, served.conversions_U2], axis=1).astype(np.float64)
     users = (served.shown_U2 > 0).sum(axis=0)
-    rates, drawn = _rates(counts.sum(axis=0)), []
+    rates, found, drawn = _rates(counts.sum(axis=0)), [], []
     if len(counts):
-        flat = counts.reshape(len(counts), -1)
-        drawn = [_rates((weights_U @ flat).reshape(3, 2)) for weights_U in user_draws(np.arange(len(counts)), config)]
-    found = []
+        rng, share_U = np.random.default_rng(config.seed), np.full(len(counts), 1 / len(counts))
+        drawn = [_rates(np.tensordot(rng.multinomial(len(counts), share_U), counts, 1))
+                 for _ in range(config.resamples)]
     for metric in ("ctr", "ctcvr"):
         low, high = _interval([relative_improvement(r[metric][1], r[metric][0]) for r in drawn], config.confidence)
         model, against = rates[metric]

@@ -30,14 +30,14 @@ class MailConfig:
 
     tower: str = "base_dnn"
     """Ranking tower, a name of TOWERS."""
-    head: str = "ctr"
-    """A name of HEADS: `ctr`, or `esmm` with a second tower of the same kind for the CVR."""
     dim: int = 32
     """D: embedding size."""
     embedding_std: float = 0.05
     """Standard deviation of the embedding tables' initial values."""
     tower_config: TowerConfig = field(default_factory=BaseDnnConfig)
     """Configuration of the ranking tower, of the tower's own type."""
+    head: str = "ctr"
+    """A name of HEADS: `ctr`, or `esmm` with a second tower of the same kind for the CVR."""
     zero_shot: ZeroShotConfig | None = field(default_factory=ZeroShotConfig)
     """None: the ranking tower alone, or with another cold-start method."""
     cold_start: LlaeConfig | MetaEmbConfig | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from encoded_batches import encoded_batch, layout_of, short_schema, small_config
@@ -13,6 +14,7 @@ from mail_core.errors import InputError
 from mail_core.models.esmm import Esmm, product_logits, ranking_losses
 from mail_core.models.inputs import RankingOutput
 from mail_core.models.mail import MailConfig, MailModel
+from mail_core.training.predict import Predictions, conversion_aucs
 from mail_core.training.presets import model_config, model_label
 
 
@@ -94,6 +96,17 @@ def test_the_ctr_tower_starts_as_it_does_alone_and_priors_are_its_own():
     both.set_conversion_prior(0.1)
     assert both.click.output.bias.item() == pytest.approx(odds(0.2))
     assert both.conversion.output.bias.item() == pytest.approx(odds(0.1))
+
+
+def test_the_product_is_measured_on_every_row_and_the_cvr_on_clicked_ones():
+    nothing = np.zeros(5, dtype=np.int64)
+    found = conversion_aucs(Predictions(
+        probabilities=np.array([0.9, 0.8, 0.5, 0.4, 0.1]), cvr=np.array([0.5, 0.1, 0.2, 0.9, 0.9]), user_keys=nothing,
+        labels=np.array([1, 1, 1, 0, 0]), conversions=np.array([1, 0, 1, 0, 0]), masked=nothing, unseen=nothing,
+        is_new=np.array([0, 0, 0, 1, 1])))
+    # Products .45, .08, .10, .36, .09: the conversions' .45 and .10 stand above 3 and 2 of the 3 others.
+    assert found["all/ctcvr_auc"] == pytest.approx(5 / 6) and found["old/ctcvr_auc"] == 1.0
+    assert found["all/cvr_auc"] == 1.0 and found["new/cvr_auc"] is None and found["new/ctcvr_auc"] is None
 
 
 def test_the_head_stands_in_configuration_and_name():
