@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Mapping, Sequence
 
 from mail_core.evaluation.comparison import PairedDifference
+from mail_core.evaluation.lift import Lift
 from mail_core.evaluation.metrics import CohortMetrics
 
 UNDEFINED = "-"
@@ -23,6 +24,16 @@ def format_differences(title: str, differences: Sequence[PairedDifference],
     lines = [(d.cohort, d.metric, number(d.difference, "+.4f"), f"[{number(d.low, '+.4f')}, {number(d.high, '+.4f')}]",
               number(improvements[d.cohort, d.metric], "+.2f")) for d in differences]
     return f"{title}\n{aligned([header, *lines], left=2)}"
+
+
+def format_lifts(title: str, lifts: Sequence[Lift], confidence: float) -> str:
+    """A line a cohort and metric: users and rate of each arm, the lift in per cent with its interval."""
+    header = ("cohort", "metric", "users", "users against", "rate", "rate against", "lift %",
+              f"{confidence:.0%} interval")
+    lines = [(x.cohort, x.metric, f"{x.model_users:,}", f"{x.against_users:,}", number(x.model, ".5f"),
+              number(x.against, ".5f"), number(x.lift, "+.2f"), f"[{number(x.low, '+.2f')}, {number(x.high, '+.2f')}]")
+             for x in lifts]
+    return f"{title}\n{_aligned([header, *lines], left=2)}"
 
 
 def number(value: float | None, form: str = ".4f") -> str:

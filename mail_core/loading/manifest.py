@@ -20,7 +20,7 @@ from mail_core.encoding.encoders import Encoders
 from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join
-from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY, Schema
+from mail_core.schema.definition import MASKED, UNSEEN, USER_KEY, Schema
 
 MANIFEST = "manifest.json"
 EXPORTS = "exports"
@@ -95,8 +95,15 @@ class Manifest:
 
     def click_rate(self, *splits: str) -> float:
         """Clicks a row of the named splits, from the export's statistics."""
+        return self._rate("clicks", "rows", splits)
+
+    def conversion_rate(self, *splits: str) -> float:
+        """Conversions a click of the named splits, of an export that has conversions; 0 without a click."""
+        return self._rate("conversions", "clicks", splits)
+
+    def _rate(self, part: str, whole: str, splits: tuple[str, ...]) -> float:
         counted = [self.statistics["splits"][split] for split in splits]
-        return sum(c["clicks"] for c in counted) / sum(c["rows"] for c in counted)
+        return sum(c[part] for c in counted) / max(1, sum(c[whole] for c in counted))
 
     def encoders_uri(self, export_uri: str) -> str:
         """Where `Encoders.load` finds this export's encoders."""
@@ -119,12 +126,12 @@ class Manifest:
 
 
 def export_columns(schema: Schema) -> tuple[ColumnEntry, ...]:
-    """The columns of an export's files: those of `encode`, then label, user_key, masked and unseen."""
+    """The columns of an export's files: those of `encode`, then the outcomes, user_key, masked and unseen."""
     widths = encoded_widths(schema)
     encoded = [ColumnEntry(name=f.name, width=widths[f.name],
                            dtype=(f.type.value_type if widths[f.name] else f.type).to_pandas_dtype().__name__)
                for f in encoded_schema(schema)]
-    marks = {LABEL: "int32", USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
+    marks = {**dict.fromkeys(schema.outcomes, "int32"), USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
     return (*encoded, *(ColumnEntry(name=name, dtype=dtype, width=0) for name, dtype in marks.items()))
 
 

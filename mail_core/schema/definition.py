@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Mapping, Sequence
 
 # Columns that the lake's tables and the export carry beside the dataset's own; a feature may not take their names.
-DAY, TIME, USER, ITEM, LABEL = "day", "time", "user", "item", "label"
+DAY, TIME, USER, ITEM, LABEL, CONVERSION = "day", "time", "user", "item", "label", "conversion"
 USER_KEY, MASKED, UNSEEN, WEIGHT = "user_key", "masked", "unseen", "weight"
-SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL, USER_KEY, MASKED, UNSEEN, WEIGHT)
+SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL, CONVERSION, USER_KEY, MASKED, UNSEEN, WEIGHT)
 BEHAVIOR_PREFIX = "behavior_"
 
 PADDING, UNKNOWN, MISSING, FIRST_CODE = 0, 1, 2, 3
@@ -71,6 +71,8 @@ class ImpressionLog(RawFile):
     label: str
     negative_label: str | None = None
     """Where set, label + negative label must be 1."""
+    conversion: str | None = None
+    """Where set, 1 for a click that the user converted after, else 0; there is no conversion without a click."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,21 @@ class Schema:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the content (comments and layout of the YAML do not count)."""
-        return hashlib.sha256(repr(replace(self, text="")).encode()).hexdigest()
+        content = repr(replace(self, text=""))
+        if self.impressions.conversion is None:  # exports and versions older than this role keep their schema
+            content = content.replace(", conversion=None)", ")", 1)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """What came of an impression: column in `features` and in the export -> raw column. CONVERSION is optional."""
+        log = self.impressions
+        return {LABEL: log.label, **({} if log.conversion is None else {CONVERSION: log.conversion})}
+
+    @property
+    def conversion_scores(self) -> tuple[str, ...]:
+        """Columns of `ctr_scores` beside the CTR, NULL for a version without them."""
+        return () if self.impressions.conversion is None else ("cvr", "ctcvr")
 
     def group(self, group: str) -> tuple[Feature, ...]:
         """Features of one group (`user`, `context`, `item`) in order."""

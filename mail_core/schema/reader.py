@@ -19,6 +19,7 @@ from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DER
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_EXTENDS = "extends"
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
 _SOURCES = {"user": "users", "item": "items", "context": "impressions"}
 """Feature group -> the raw file that its columns come from."""
@@ -30,20 +31,43 @@ def load_schema(name_or_path: str) -> Schema:
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, or a value that does not fit.
     """
+    path = _find(name_or_path)
+    return parse_schema(path.read_text(encoding="utf-8"), str(path))
+
+
+def _find(name_or_path: str) -> Path:
     candidates = [Path(name_or_path), Path("schemas") / f"{name_or_path}.yaml", SCHEMAS / f"{name_or_path}.yaml"]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise InputError(f"schema {name_or_path!r}: none of {', '.join(map(str, candidates))} is a file")
-    return parse_schema(path.read_text(encoding="utf-8"), str(path))
+    return path
 
 
 def parse_schema(text: str, source: str) -> Schema:
-    """Parse YAML text; `source` names the file in errors. Raises InputError as `load_schema` does."""
+    """Parse YAML text; `source` names the file in errors. Raises InputError as `load_schema` does.
+
+    `extends: NAME` begins with another schema, which extends none itself: mappings are joined key by key, any other
+    value takes the place of its. The result's text is the whole of both.
+    """
+    document = _yaml(text, source)
+    if isinstance(document, dict) and _EXTENDS in document:
+        path = _find(str(document.pop(_EXTENDS)))
+        document = _joined(_yaml(path.read_text(encoding="utf-8"), str(path)), document)
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return replace(_SchemaReader(source).schema(document), text=text)
+
+
+def _yaml(text: str, source: str) -> Any:
     try:
-        document = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {error}") from error
-    return replace(_SchemaReader(source).schema(document), text=text)
+
+
+def _joined(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in changes.items()}}
 
 
 class _SchemaReader:
@@ -155,7 +179,7 @@ class _SchemaReader:
 
     def roles(self, logs: Mapping[str, Any]) -> None:
         """Each role names a column of its file, of a type that fits."""
-        for role, names in (("impressions", ("user", "time", "item", "label", "negative_label")),
+        for role, names in (("impressions", ("user", "time", "item", "label", "negative_label", "conversion")),
                             ("behaviors", ("user", "time", "action")), ("users", ("key",)), ("items", ("key",))):
             types = {c.name: c.type for c in logs[role].columns}
             for name in names:
@@ -164,11 +188,13 @@ class _SchemaReader:
                     continue
                 if column not in types:
                     raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
-                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",)}.get(
-                    name, ("string", "int", "long"))
+                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",),
+                       "conversion": ("int",)}.get(name, ("string", "int", "long"))
                 if types[column] not in fit:
                     raise self.fail(f"{role}.{name}",
                                     f"column {column!r} is {types[column]}, expected {' or '.join(fit)}")
+                if name == "conversion" and logs[role].column(column).nulls:
+                    raise self.fail(f"{role}.{name}", f"column {column!r} can be NULL, expected 0 or 1 in every row")
         for left, right in ((("impressions", "user"), ("users", "key")), (("impressions", "item"), ("items", "key")),
                             (("impressions", "user"), ("behaviors", "user"))):
             a, b = (logs[role].column(getattr(logs[role], name)).type for role, name in (left, right))

@@ -9,7 +9,9 @@ from mail_core.errors import InputError
 from mail_core.job import dataset_parser
 from mail_core.lake.files import validated_lake_uri
 from mail_core.models.alignment import ALIGNMENTS, KERNELS
+from mail_core.models.esmm import HEADS
 from mail_core.models.fields import POOLINGS
+from mail_core.models.mail import MailConfig
 from mail_core.schema.reader import load_schema
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config
@@ -18,8 +20,8 @@ from mail_core.training.run import TrainRequest, request_like
 PRESET, TOWER, METHOD, RESUME, LIKE = "paper", "base_dnn", "base", "--resume", "--like"
 SETTINGS = ("seed", "batch_size", "learning_rate", "embedding_optimizer")
 """Options that are fields of TrainingConfig, with their defaults there."""
-TOLD = ("schema", "end_date", "new_users", "preset", "tower", "cold_start", "pooling", "alignment", "kernel", "joint",
-        "epochs", *SETTINGS)
+TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_start", "pooling", "alignment", "kernel",
+        "joint", "epochs", *SETTINGS)
 """Options that a version's lineage tells, too. The parser leaves None where one is not given."""
 
 
@@ -33,7 +35,8 @@ def _new_request(args: argparse.Namespace) -> TrainRequest:
         raise InputError(f"--schema and --end-date: both are needed without {LIKE}")
     preset = args.preset or PRESET
     model = model_config(preset, args.tower or TOWER, args.cold_start or METHOD, pooling=args.pooling,
-                         alignment=args.alignment, kernel=args.kernel, joint=bool(args.joint))
+                         alignment=args.alignment, kernel=args.kernel, joint=bool(args.joint),
+                         head=args.head or MailConfig.head)
     return TrainRequest(
         schema=load_schema(args.schema), lake_uri=validated_lake_uri(args.lake), end_date=args.end_date,
         new_users=args.new_users, preset=preset, model_name=args.model_name, tracking_uri=args.tracking_uri,
@@ -60,6 +63,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--ranks", type=int, help=f"processes to start here (default: 1; with {LIKE} as many as then; "
                         "under torchrun: torchrun's)")
     result.add_argument("--tower", help=f"ranking tower (default: {TOWER})")
+    result.add_argument("--head", choices=HEADS, help="CTR alone, or CTR and CVR by ESMM, where the schema names a "
+                        f"conversion label (default: {MailConfig.head})")
     result.add_argument("--cold-start", choices=METHODS, help="for new users: nothing, a variant of MAIL (base: the "
                         f"paper's), or a peer of MAIL's (default: {METHOD})")
     result.add_argument("--pooling", choices=POOLINGS, help="of behaviour, where the tower pools it (default: sum; "

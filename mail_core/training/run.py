@@ -15,7 +15,6 @@ import torch
 from torch.utils import deterministic
 
 from mail_core.errors import InputError
-from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
 from mail_core.evaluation.promotion import CHALLENGER
 from mail_core.evaluation.tables import format_table
@@ -29,7 +28,7 @@ from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, ru
 from mail_core.training.data import Export, open_export
 from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
 from mail_core.training.loop import Recorder, fit
-from mail_core.training.predict import Predictions, diagnostics, predict
+from mail_core.training.predict import Predictions, conversion_aucs, diagnostics, predict
 from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
 
@@ -65,6 +64,9 @@ class TrainRequest:
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:
             raise InputError(f"checkpoint seconds: {self.checkpoint_seconds} (expected a number from 0)")
+        if self.config.model.head == "esmm" and self.schema.impressions.conversion is None:
+            raise InputError(f"head esmm: the schema {self.schema.name!r} names no conversion label "
+                             "(impressions.conversion)")
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
         assert predictions is not None
         cohorts = _cohorts(predictions)
-        measured = {**diagnostics(predictions), **_gate(model)}
+        measured = {**diagnostics(predictions), **_gate(model), **conversion_aucs(predictions)}
         run.params({"epochs": epochs})
         run.metrics(_flat(cohorts, measured))
         metrics = {"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured}
@@ -227,8 +229,7 @@ def _record_nothing(values: Mapping[str, float], step: int) -> None:
 
 
 def _cohorts(predictions: Predictions) -> list[CohortMetrics]:
-    masks = cohort_masks(predictions.is_new, predictions.masked, predictions.unseen)
-    return cohort_metrics(predictions.labels, predictions.probabilities, predictions.user_keys, masks)
+    return cohort_metrics(predictions.labels, predictions.probabilities, predictions.user_keys, predictions.cohorts())
 
 
 def _flat(cohorts: list[CohortMetrics], measured: Mapping[str, float | None]) -> dict[str, float | None]:

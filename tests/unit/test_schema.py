@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 import yaml
@@ -70,6 +73,39 @@ def test_checks_have_defaults_and_can_be_given_one_by_one():
     assert found == Checks(rows=(0.0, 3.0), ignored=("unknown.campaign_id",))
 
 
+def test_a_schema_without_conversions_has_the_fingerprint_that_it_had_before_there_were_any():
+    schema = load_schema("alimama")
+    content = repr(replace(schema, text="")).replace("label='nonclk', conversion=None", "label='nonclk'")
+    assert "conversion" not in content
+    assert schema.fingerprint == hashlib.sha256(content.encode()).hexdigest()
+    named = load_schema("alimama_conversions")
+    unnamed = replace(named, impressions=replace(named.impressions, conversion=None))
+    assert len({schema.fingerprint, named.fingerprint, unnamed.fingerprint}) == 3
+
+
+def test_a_schema_that_extends_another_has_its_content_and_carries_the_whole_text():
+    base, schema = load_schema("alimama"), load_schema("alimama_conversions")
+    assert schema.outcomes == {"label": "clk", "conversion": "conv"} and base.outcomes == {"label": "clk"}
+    assert [c.name for c in schema.impressions.columns] == [*(c.name for c in base.impressions.columns), "conv"]
+    assert features_schema(schema).names == [*features_schema(base).names[:5], "conversion", *input_schema(base).names]
+    assert replace(schema, name=base.name, impressions=base.impressions) == base
+    again = parse_schema(schema.text, "a model version")
+    assert again == schema and again.fingerprint == schema.fingerprint and "extends" not in schema.text
+
+
+def test_what_a_schema_extends_extends_none_itself():
+    with pytest.raises(InputError, match="schema.extends: unknown key"):
+        parse_schema("extends: alimama_conversions\nname: third", "third.yaml")
+    with pytest.raises(InputError, match="schema 'nowhere'"):
+        parse_schema("extends: nowhere", "mine.yaml")
+
+
+def test_a_conversion_is_never_null():
+    columns = {"columns": {"conv": {"type": "int", "nulls": [""]}}, "conversion": "conv"}
+    with pytest.raises(InputError, match="impressions.conversion: column 'conv' can be NULL, expected 0 or 1"):
+        parse_schema(yaml.safe_dump({"extends": "alimama", "impressions": columns}), "mine.yaml")
+
+
 @pytest.mark.parametrize(("path", "value", "named"), [
     ("impresions", {}, "schema.impresions: unknown key"),
     ("users", None, "schema.users: required key is missing"),
@@ -83,6 +119,9 @@ def test_checks_have_defaults_and_can_be_given_one_by_one():
     ("impressions.columns.pid.values", [4305481007], "impressions.columns.pid.values: 4305481007 is not a string"),
     ("impressions.columns.day", {"type": "int"}, "impressions.columns.day: the name 'day' is taken"),
     ("impressions.label", "click", "impressions.label: no column 'click'; columns: user, time_stamp"),
+    ("impressions.conversion", "conv", "impressions.conversion: no column 'conv'; columns: user, time_stamp"),
+    ("impressions.conversion", "pid", "impressions.conversion: column 'pid' is string, expected int"),
+    ("features.item.conversion", {"kind": "dense", "column": "price"}, "conversion: the pipeline takes"),
     ("impressions.time", "clk", "impressions.time: column 'clk' is int, expected epoch_seconds"),
     ("impressions.file", "../raw.csv", "impressions.file: '../raw.csv'"),
     ("impressions.delimiter", ",,", "impressions.delimiter"),
