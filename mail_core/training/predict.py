@@ -91,13 +91,13 @@ def _scored(model: MailModel, export: Export, split: str, ranks: Ranks, variants
                  for name in (LABEL, USER_KEY, MASKED, UNSEEN)}
         columns = {**known, "probability": _bits(model, completed), "is_new": inputs.is_new_B.to(torch.int64)}
         for name in variants:
-            columns[name] = _bits(model, _changed(completed, name, generator))
+            columns[name] = _bits(model, changed(completed, name, generator))
         scored.append(torch.stack([columns[name] for name in (*_PLAIN, *variants)], dim=1))
     return scored
 
 
-def _changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
-    """`inputs` with the virtual behaviour of one of VIRTUAL_VARIANTS."""
+def changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
+    """Completed `inputs` with their virtual behaviour changed as one of VIRTUAL_VARIANTS says."""
     virtual_N = inputs.is_virtual_B.nonzero().squeeze(1)
     v_NLD = inputs.v_BLD[virtual_N]
     if variant == "permuted":
