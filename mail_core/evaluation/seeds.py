@@ -83,5 +83,6 @@ def closed_share(scores: Scores, alone: Scores, oracle: Scores) -> ClosedShare |
     method, tower, best = ({seed: each[seed] for seed in seeds} for each in (scores, alone, oracle))
     gain, gap = paired_difference(method, tower), paired_difference(best, tower)
     assert gain is not None and gap is not None
-    shares = [None if value is None or gap.mean <= 0 else value / gap.mean for value in (gain.mean, gain.low, gain.high)]
+    shares = [None if value is None or gap.mean <= 0 else value / gap.mean
+              for value in (gain.mean, gain.low, gain.high)]
     return ClosedShare(seeds=len(seeds), share=shares[0], low=shares[1], high=shares[2])

@@ -45,6 +45,10 @@ class Measured:
     """rows, r2 and cosine of pooled virtual behaviour against masked users' own; empty where the version makes none."""
     warm_up: Mapping[int, float | None]
     """Behaviours revealed, the latest first -> AUC of masked users' rows that have any to reveal."""
+    gate: float | None
+    """How far the gate of a virtual token is open; None without one."""
+    epochs: int
+    """That it was trained."""
     lengths: list[LengthGroup]
     calibration: Mapping[str, list[CalibrationBin]]
     """A cohort of CALIBRATED -> its bins."""
@@ -113,10 +117,12 @@ def measure(package: Package, revealed: Export, shown: tuple[int, ...] = ()) -> 
         probabilities[REVEALED] = after[revealed.schema.sequence_length]
     as_is = probabilities[AS_IS]
     fit = reduce(add, rows.fits) if rows.fits else None
+    gate = None if package.model.zero_shot is None else package.model.zero_shot.gate
     return Measured(
         cohorts={name: cohort_metrics(labels, values, users, masks) for name, values in probabilities.items()},
         fit={} if fit is None else {"rows": fit.rows, "r2": fit.r2, "cosine": fit.cosine},
         warm_up={n: auc(labels[known], values[known]) for n, values in ({0: as_is, **after} if shown else {}).items()},
+        gate=None if gate is None else float(gate.g), epochs=package.lineage["training"]["epochs"],
         lengths=auc_by_length(labels, as_is, lengths),
         calibration={name: calibration_bins(labels[masks[name]], as_is[masks[name]]) for name in CALIBRATED})
 
