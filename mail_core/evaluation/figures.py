@@ -89,7 +89,7 @@ def calibration(panels: Mapping[str, Mapping[str, Sequence[CalibrationBin]]]) ->
             axes.plot([b.predicted for b in bins], [b.clicked for b in bins], marker="o", markersize=3, linewidth=1,
                       label=name)
         top = max([b.predicted for bins in methods.values() for b in bins] or [1.0])
-        axes.plot([0, top], [0, top], color="#8c959f", linestyle="--", linewidth=0.8)
+        axes.plot([0, top], [0, top], color="#8c959f", linestyle="--", linewidth=0.8, label="calibrated")
         axes.legend(fontsize=7)
         _titled(axes, cohort, "predicted CTR", "clicks an impression")
     return _png(figure)

@@ -61,8 +61,8 @@ def cohort_table(title: str, rows: Sequence[MethodRow], cohort: str, paper: Pape
                  for metric in METRICS]
         lines.append(tuple(line))
     return Table(title=title, header=header, rows=lines,
-                 note="Mean ± standard deviation over seeds. RI and differences are over the row named, paired by seed; "
-                      f"the interval is the t-interval of the mean at {CONFIDENCE:.0%}.")
+                 note="Mean ± standard deviation over seeds. RI and differences: over the row named, paired by seed; "
+                      f"the interval is the mean's t-interval at {CONFIDENCE:.0%}.")
 
 
 def diagnostics_table(title: str, rows: Sequence[MethodRow]) -> Table:
@@ -94,9 +94,9 @@ def headline_table(rows: Sequence[MethodRow], gaps: Sequence[Gap], paper: PaperT
         title="Share of the gap that is closed on new users", rows=lines,
         header=("method", "tower alone", "seeds", "AUC alone", "AUC", "AUC oracle", "gap closed",
                 f"{CONFIDENCE:.0%} interval", "RI %", *(f"paper RI %, {dataset}" for dataset in DATASETS)),
-        note="(method - alone) / (oracle - alone); the oracle is the tower alone with new users' hidden behaviour given "
-             "at evaluation. The interval is that of (method - alone), the gap taken as known. Undefined where the "
-             "oracle is no better.")
+        note="(method - alone) / (oracle - alone); the oracle is the tower alone with new users' hidden behaviour "
+             "given at evaluation. The interval is that of (method - alone), the gap taken as known. Undefined where "
+             "the oracle is no better.")
 
 
 def numbers_table(rows: Sequence[MethodRow], paper: PaperTable) -> Table:

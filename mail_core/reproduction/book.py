@@ -1,4 +1,4 @@
-"""The folder that a reproduction leaves: each table as Markdown and CSV, each figure as PNG, and all of it as a page."""
+"""The folder that a reproduction leaves: tables as Markdown and CSV, figures as PNG, and all of it as a page."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from mail_core.evaluation.breakdowns import LENGTHS
 from mail_core.evaluation.grid_tables import Grid
@@ -23,17 +23,17 @@ _SHARES = ("old", "new", "new_masked", "new_natural", "unseen")
 
 def method_row(row: PlannedRow, results: Results) -> MethodRow:
     """A planned row with what was measured for it."""
-    version, kind = row.version, row.scores
-    scores = {(cohort, metric): _scores(results, version, lambda m, c=cohort, n=metric: m.value(kind, c, n))
+    found = _measured(results, row.version)
+    scores = {(cohort, metric): _defined({seed: m.value(row.scores, cohort, metric) for seed, m in found.items()})
               for cohort in COHORTS for metric in METRICS}
     diagnostics: dict[str, Scores] = {}
-    if kind == AS_IS:
+    if row.scores == AS_IS:
         diagnostics = {
-            "r2": _scores(results, version, lambda m: m.fit.get("r2")),
-            "cosine": _scores(results, version, lambda m: m.fit.get("cosine")),
-            "permuted": _scores(results, version, lambda m: m.value(PERMUTED, "new", "auc")),
-            "zeroed": _scores(results, version, lambda m: m.value(ZEROED, "new", "auc")),
-            "gate": _scores(results, version, lambda m: m.gate)}
+            "r2": _defined({seed: m.fit.get("r2") for seed, m in found.items()}),
+            "cosine": _defined({seed: m.fit.get("cosine") for seed, m in found.items()}),
+            "permuted": _defined({seed: m.value(PERMUTED, "new", "auc") for seed, m in found.items()}),
+            "zeroed": _defined({seed: m.value(ZEROED, "new", "auc") for seed, m in found.items()}),
+            "gate": _defined({seed: m.gate for seed, m in found.items()})}
     return MethodRow(name=row.name, kind=row.kind, reference=row.reference, scores=scores,
                      diagnostics=diagnostics if any(diagnostics.values()) else {})
 
@@ -41,8 +41,8 @@ def method_row(row: PlannedRow, results: Results) -> MethodRow:
 def lengths_grid(results: Results) -> Grid:
     """AUC by the number of behaviours that a row shows."""
     places = range(len(LENGTHS))
-    columns = {row.name: [_scores(results, row.version, lambda m, at=at: m.lengths[at].auc) for at in places]
-               for row in _rows_of(LENGTHS_OF, results)}
+    columns = {row.name: [_defined({seed: m.lengths[at].auc for seed, m in _measured(results, row.version).items()})
+                          for at in places] for row in _rows_of(LENGTHS_OF, results)}
     any_outcome = next(iter(results.chosen.values()))
     groups = any_outcome.measured.lengths
     return Grid(title="AUC by the number of behaviours", scale="behaviours", columns=columns,
@@ -52,8 +52,8 @@ def lengths_grid(results: Results) -> Grid:
 def warm_up_grid(results: Results, length: int) -> Grid:
     """AUC of masked users' rows after more and more of their hidden behaviours."""
     shown = (0, *warm_up_lengths(length))
-    columns = {row.name: [_scores(results, row.version, lambda m, n=n: m.warm_up.get(n)) for n in shown]
-               for row in _rows_of((*WARM_UP_OF, *WARM_UP_OF.values()), results)}
+    columns = {row.name: [_defined({seed: m.warm_up.get(n) for seed, m in _measured(results, row.version).items()})
+                          for n in shown] for row in _rows_of((*WARM_UP_OF, *WARM_UP_OF.values()), results)}
     return Grid(title="Warm-up: AUC of masked users with so many of their latest behaviours", scale="revealed",
                 places=[f"{n}" for n in shown], columns=columns, compared=WARM_UP_OF,
                 note=f"Rows of masked users with any behaviour to reveal, the same ones in each line; {length} are all "
@@ -67,7 +67,8 @@ def calibration_table(results: Results, names: Sequence[str]) -> Table:
         cells = []
         for cohort in COHORTS:
             for metric in ("ece", "logloss"):
-                found = _scores(results, row.version, lambda m, c=cohort, n=metric: m.value(AS_IS, c, n))
+                found = _defined({seed: m.value(AS_IS, cohort, metric)
+                                  for seed, m in _measured(results, row.version).items()})
                 cells.append(number(sum(found.values()) / len(found) if found else None))
         lines.append((row.name, *cells))
     return Table(title="Calibration by cohort", rows=lines, header=(
@@ -119,6 +120,9 @@ def _rows_of(names: Sequence[str], results: Results) -> list[PlannedRow]:
     return [row for row in PLANNED[2].rows if row.name in names and row.version in trained]
 
 
-def _scores(results: Results, version: Version, value: Callable[[Measured], float | None]) -> Scores:
-    found = {seed: value(outcome.measured) for (v, seed), outcome in results.chosen.items() if v == version}
-    return {seed: each for seed, each in found.items() if each is not None}
+def _measured(results: Results, version: Version) -> dict[int, Measured]:
+    return {seed: outcome.measured for (found, seed), outcome in results.chosen.items() if found == version}
+
+
+def _defined(values: Mapping[int, float | None]) -> Scores:
+    return {seed: value for seed, value in values.items() if value is not None}

@@ -47,8 +47,9 @@ def reproduce(config: ReproductionConfig) -> str:
         files = write_report(config, sources, tables, results, trials)
         for file in files:
             parent.artifact(file)
-    return (f"{len(results.tried)} trainings of {len(versions)} versions on {sources.export.uri}, {len(files)} files in "
-            f"{config.out}{', stopped by the budget' if results.stopped else ''}")
+    end = ", stopped by the budget" if results.stopped else ""
+    return (f"{len(results.tried)} trainings of {len(versions)} versions on {sources.export.uri}, {len(files)} files "
+            f"in {config.out}{end}")
 
 
 def run_trials(trials: Trials, versions: Sequence[Version], config: ReproductionConfig) -> Results:

@@ -142,7 +142,7 @@ class Trials:
         budget = self.config.budget_minutes
         if budget is None or self.stopped:
             return not self.stopped
-        # The first one is always begun: what one takes is not known before.
+        # What the very first one takes is not known: it is begun where any time is left.
         left = budget * 60 - (time.monotonic() - self._start)
         self.stopped = self._pace.expected(kind) > left
         if self.stopped:
