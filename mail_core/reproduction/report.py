@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Sequence
 
@@ -16,13 +17,15 @@ from mail_core.reproduction.measure import CALIBRATED
 from mail_core.reproduction.plan import LENGTHS_OF, MAIL_BASE, PlannedTable
 from mail_core.reproduction.rows import (calibrated, calibration_table, first_outcome, lengths_grid, method_row,
                                          settings_table, statistics_tables, warm_up_grid)
-from mail_core.reproduction.samples import samples
+from mail_core.reproduction.samples import hidden_behavior, samples
 from mail_core.reproduction.sources import Sources
 from mail_core.reproduction.trials import Outcome, Results, Trials
 from mail_core.tracking.runs import curve
 from mail_core.training.step import LOSSES
 
 _OLD_NEW = ("old users", "new users")
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(config: ReproductionConfig, sources: Sources, tables: Sequence[PlannedTable], results: Results,
@@ -108,10 +111,14 @@ def _paper_figures(book: Book, config: ReproductionConfig, sources: Sources, res
 def _clouds(sources: Sources, outcome: Outcome, trials: Trials) -> dict[int, tuple[list[Clouds], str]]:
     """Number of a figure -> its panels and what it shows."""
     found = samples(trials.package(outcome.run_id), sources.revealed)
+    if set(found) != {"old", "new"}:
+        logger.warning("no Figures 5 and 6: the test day has no users of both kinds with what they show")
+        return {}
     old, new = found["old"], found["new"]
-    five = [Clouds(title="(a) old users' behaviour", names=("virtual", "real"), vectors=(old.virtual_BD, old.real_BD)),
-            Clouds(title="(b) new users' behaviour", names=("virtual", "real, hidden from the model"),
-                   vectors=(new.virtual_BD, new.real_BD))]
+    five = [Clouds(title="(a) old users' behaviour", names=("virtual", "real"), vectors=(old.virtual_BD, old.real_BD))]
+    if hidden_behavior(sources.revealed):
+        five.append(Clouds(title="(b) new users' behaviour", names=("virtual", "real, hidden from the model"),
+                           vectors=(new.virtual_BD, new.real_BD)))
     six = [Clouds(title="(a) hidden attribute features", names=_OLD_NEW, vectors=(old.hidden_BD, new.hidden_BD)),
            Clouds(title="(b) virtual behaviour", names=_OLD_NEW, vectors=(old.virtual_BD, new.virtual_BD))]
     pooled = "t-SNE; behaviour as the mean over all positions of the sequence, a point a user."

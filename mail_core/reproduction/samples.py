@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mail_core.encoding.masking import NewUserMode
 from mail_core.loading.batches import epoch_batches
 from mail_core.loading.manifest import TEST
 from mail_core.models.zero_shot import ZeroShotTower
@@ -38,14 +39,21 @@ class Sample:
 
 @torch.no_grad()
 def samples(package: Package, revealed: Export, users: int = USERS) -> dict[str, Sample]:
-    """`old` and `new`: users with behaviour that the protocol leaves, and that it hides (whose real one is here, too).
+    """`old` and `new`, where there are any: users with behaviour that the protocol leaves, and that it hides (whose
+    real one is here, too); where it hides none, new users are those without behaviour.
 
     The rows lie in hash-random order, so that the first ones are a sample. A version with a zero-shot tower only.
     """
     tower = package.model.zero_shot
     assert isinstance(tower, ZeroShotTower)
-    return {kind: _sample(package, tower, encoded)
-            for kind, encoded in _first_rows(revealed, users, package.model.tables.weight.device).items()}
+    found = _first_rows(revealed, users, package.model.tables.weight.device)
+    return {kind: _sample(package, tower, encoded) for kind, encoded in found.items()
+            if len(encoded[revealed.schema.action_column])}
+
+
+def hidden_behavior(revealed: Export) -> bool:
+    """Whether the protocol hides any."""
+    return NewUserMode.parse(revealed.manifest.new_users).fraction > 0
 
 
 def _sample(package: Package, tower: ZeroShotTower, encoded: Mapping[str, Tensor]) -> Sample:
@@ -55,15 +63,18 @@ def _sample(package: Package, tower: ZeroShotTower, encoded: Mapping[str, Tensor
 
 
 def _first_rows(revealed: Export, users: int, device: torch.device) -> dict[str, dict[str, Tensor]]:
-    """The first row with behaviour of each of `users` old and as many masked users, encoded."""
+    """The first row of each of `users` old and as many new users, encoded."""
+    hides = hidden_behavior(revealed)
     parts: dict[str, list[dict[str, Tensor]]] = {"old": [], "new": []}
     seen: dict[str, set[int]] = {"old": set(), "new": set()}
     for batch in epoch_batches(revealed.uri, revealed.manifest, (TEST,), seed=0, epoch=0, world_size=1, rank=0,
                                batch_size=BATCH_ROWS, shuffle=False):
         encoded = to_tensors(batch, device).encoded
         has_behavior = (batch[revealed.schema.action_column] != 0).any(1)
-        for kind, masked in (("old", 0), ("new", 1)):
-            rows = np.flatnonzero(has_behavior & (batch[MASKED] == masked))
+        masked = batch[MASKED] == 1
+        new = has_behavior & masked if hides else ~has_behavior
+        for kind, chosen in (("old", has_behavior & ~masked), ("new", new)):
+            rows = np.flatnonzero(chosen)
             _, first = np.unique(batch[USER_KEY][rows], return_index=True)
             fresh = [row for row in rows[np.sort(first)] if batch[USER_KEY][row] not in seen[kind]]
             fresh = fresh[:users - len(seen[kind])]

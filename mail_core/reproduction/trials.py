@@ -14,6 +14,7 @@ from typing import Iterator, Sequence
 import torch
 from tqdm import tqdm
 
+from mail_core.errors import InputError
 from mail_core.package.scoring import Package
 from mail_core.package.store import load_package
 from mail_core.reproduction.config import ReproductionConfig
@@ -26,7 +27,7 @@ from mail_core.training import options
 from mail_core.training.launcher import launch
 from mail_core.training.options import PARENT_RUN, RESUME, UNREGISTERED, request_of
 from mail_core.training.ranks import Ranks
-from mail_core.training.run import PACKAGE, RUN_KEY, check_request, request_key
+from mail_core.training.run import PACKAGE, RUN_KEY, TrainRequest, check_request, request_key
 
 TRAIN_JOB = Path(__file__).resolve().parents[2] / "jobs" / "train.py"
 MEASURED = "measured.json"
@@ -73,13 +74,20 @@ class Trials:
     """Gives outcomes of trials: those that stand in MLflow, and others as long as the budget lasts."""
 
     def __init__(self, config: ReproductionConfig, sources: Sources, parent_run: str, versions: Sequence[Version]):
-        """`versions` are all that will be asked for: with every learning rate for the first seed, then seed by seed."""
+        """`versions` are all that will be asked for: with every learning rate for the first seed, then seed by seed.
+
+        Raises:
+            InputError: as `check_request`.
+        """
         self.config, self.sources, self.parent_run = config, sources, parent_run
         self.stopped = False
         """Whether the budget has ended before the trials did."""
         kinds = [version.label(config.preset) for version in versions]
         self._pace, self._left = Pace(), kinds * (len(config.learning_rates) + config.seeds - 1)
         self._total, self._start = len(self._left), time.monotonic()
+        for version in versions[:1]:  # what it checks is the same for all
+            trial = Trial(version=version, seed=1, learning_rate=config.learning_rates[0])
+            check_request(self._request(trial), config.ranks)
         self._bar = tqdm(total=self._total, desc="trainings", unit="run", file=sys.stderr,
                          disable=not sys.stderr.isatty())
 
@@ -87,7 +95,8 @@ class Trials:
         """Of this trial; None where it would have to be trained and the budget has no time for it.
 
         Raises:
-            InputError, RuntimeError: as `launch` does.
+            InputError, RuntimeError: as `launch` does; InputError also where the export is no longer the one that the
+                reproduction began with.
         """
         kind, key = self._kind(trial), self._key(trial)
         run = found_run(self.sources.schema.name, {RUN_KEY: key})
@@ -118,7 +127,8 @@ class Trials:
             # What a killed attempt has left is gone on from.
             launch(TRAIN_JOB, [*self._arguments(trial), RESUME], self.config.ranks, RESTARTS)
         run = found_run(self.sources.schema.name, {RUN_KEY: key})
-        assert run is not None, f"the training has ended without a finished run of the key {key}"
+        if run is None:
+            raise InputError(f"{self.sources.export.uri}: another export since the first training; start again")
         self._pace.add(self._kind(trial), time.monotonic() - start)
         return run
 
@@ -159,9 +169,12 @@ class Trials:
     def _kind(self, trial: Trial) -> str:
         return trial.version.label(self.config.preset)
 
+    def _request(self, trial: Trial) -> TrainRequest:
+        """As the training itself reads its arguments."""
+        return request_of(options.parser(None).parse_args(self._arguments(trial)))
+
     def _key(self, trial: Trial) -> str:
-        request = request_of(options.parser(None).parse_args(self._arguments(trial)))
-        return request_key(request, check_request(request, self.config.ranks), Ranks.first_of(self.config.ranks))
+        return request_key(self._request(trial), self.sources.export, Ranks.first_of(self.config.ranks))
 
     def _arguments(self, trial: Trial) -> list[str]:
         config = self.config
