@@ -40,7 +40,7 @@ def loss_curves(curves: Mapping[str, Curve]) -> bytes:
     """Figure 4: a panel a loss, by step."""
     figure, panels = _panels(len(curves))
     for axes, (name, points) in zip(panels, curves.items()):
-        axes.plot(*_xy(points), color=COLOURS[1], linewidth=1)
+        axes.plot(*_xy(points), color=COLOURS[1], linewidth=1, marker="." if len(points) == 1 else None)
         _titled(axes, name, "step", "")
     return _png(figure)
 
@@ -70,7 +70,7 @@ def in_the_plane(vectors_ND: np.ndarray, seed: int) -> np.ndarray:
 
 
 def lines(curves: Mapping[str, Curve], x: str, y: str, ticks: Sequence[str] | None = None) -> bytes:
-    """Named lines in one panel; `ticks` are the names of x = 0, 1, ..."""
+    """Named lines in one panel; `ticks` are the names of x = 0, 1, ..., of one line or more."""
     figure, [axes] = _panels(1, width=7.0)
     for name, points in curves.items():
         axes.plot(*_xy(points), marker="o", markersize=3, linewidth=1.2, label=name)

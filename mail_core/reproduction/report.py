@@ -90,7 +90,8 @@ def _grid(book: Book, name: str, grid: Grid) -> None:
     book.tables(name, [grid_table(grid)], grid_numbers(grid))
     curves = grid_curves(grid)
     if curves:
-        book.figure(name, figures.lines(curves, grid.scale, "AUC", grid.places), f"{grid.title}, means over seeds.")
+        places = [place.replace(" (", "\n(") for place in grid.places]
+        book.figure(name, figures.lines(curves, grid.scale, "AUC", places), f"{grid.title}, means over seeds.")
 
 
 def _paper_figures(book: Book, config: ReproductionConfig, sources: Sources, results: Results, trials: Trials) -> None:
