@@ -101,7 +101,7 @@ def warm_up_lengths(length: int) -> tuple[int, ...]:
 
 
 def measure(package: Package, revealed: Export, shown: tuple[int, ...] = ()) -> Measured:
-    """Score every row of the revealed test day.
+    """Score every row of the revealed test day; some tens of bytes a row are held, as in the evaluation of training.
 
     Args:
         revealed: as of `write_revealed`, of the export that the version was trained on.
@@ -112,16 +112,16 @@ def measure(package: Package, revealed: Export, shown: tuple[int, ...] = ()) -> 
     labels, users, lengths, known = (rows.column(name) for name in (LABEL, USER_KEY, "length", "known"))
     masks = cohort_masks(lengths == 0, rows.column(MASKED), rows.column(UNSEEN))
     probabilities = {name: rows.column(name) for name in rows.columns if name in (AS_IS, *VIRTUAL_VARIANTS)}
-    after = {n: rows.column(_after(n)) for n in shown}
+    as_is, after = probabilities[AS_IS], {n: rows.column(_after(n)) for n in shown}  # of the known rows alone
     if revealed.schema.sequence_length in shown:
-        probabilities[REVEALED] = after[revealed.schema.sequence_length]
-    as_is = probabilities[AS_IS]
+        probabilities[REVEALED] = as_is.copy()
+        probabilities[REVEALED][known] = after[revealed.schema.sequence_length]
     fit = reduce(add, rows.fits) if rows.fits else None
     gate = None if package.model.zero_shot is None else package.model.zero_shot.gate
     return Measured(
         cohorts={name: cohort_metrics(labels, values, users, masks) for name, values in probabilities.items()},
         fit={} if fit is None else {"rows": fit.rows, "r2": fit.r2, "cosine": fit.cosine},
-        warm_up={n: auc(labels[known], values[known]) for n, values in ({0: as_is, **after} if shown else {}).items()},
+        warm_up={n: auc(labels[known], values) for n, values in ({0: as_is[known], **after} if shown else {}).items()},
         gate=None if gate is None else float(gate.g), epochs=package.lineage["training"]["epochs"],
         lengths=auc_by_length(labels, as_is, lengths),
         calibration={name: calibration_bins(labels[masks[name]], as_is[masks[name]]) for name in CALIBRATED})
@@ -154,7 +154,7 @@ def _scored(package: Package, revealed: Export, shown: tuple[int, ...]) -> _Rows
             rows.add(**{variant: _probabilities(model.ranking(changed(completed, variant, generator)).logits_B)})
         part = {name: encoded[name][torch.from_numpy(known).to(device)] for name in encoded}
         for n in shown:
-            rows.add(**{_after(n): _with(as_is, known, _shown_probabilities(model, schema, part, n))})
+            rows.add(**{_after(n): _shown_probabilities(model, schema, part, n)})
         if model.makes_behavior and known.any():
             rows.fits.append(BehaviorFit.of(*package.pooled_behavior_of(part)))
     return rows
@@ -163,13 +163,6 @@ def _scored(package: Package, revealed: Export, shown: tuple[int, ...]) -> _Rows
 def _shown_probabilities(model: MailModel, schema: Schema, part: Mapping[str, Tensor], keep: int) -> np.ndarray:
     every_B = torch.ones(len(part[schema.action_column]), dtype=torch.bool, device=model.tables.weight.device)
     return _probabilities(model(behavior_shown(part, schema, every_B, keep))) if len(every_B) else np.empty(0)
-
-
-def _with(values: np.ndarray, where: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`values` with `others` at the mask `where`."""
-    joined = values.copy()
-    joined[where] = others
-    return joined
 
 
 def _probabilities(logits_B: Tensor) -> np.ndarray:

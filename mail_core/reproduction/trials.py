@@ -104,7 +104,9 @@ class Trials:
             self._pace.add(kind, run.seconds)
         elif self._may_start(kind):
             run = self._trained(trial, key)
-        outcome = None if run is None else self._outcome(trial, run)
+        if run is None:
+            return None
+        outcome = self._outcome(trial, run)
         self._left.remove(kind)
         self._show()
         return outcome
