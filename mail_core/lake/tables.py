@@ -42,6 +42,8 @@ class TableDefinition:
     """Columns that identify a row; empty where equal rows are legitimate."""
     constraints: Mapping[str, str] = field(default_factory=dict)
     """CHECK constraints that Delta enforces at each write: name -> SQL."""
+    optimize_write: bool = True
+    """Whether Delta shuffles rows before it writes them, into files of about 128 MiB whatever the number of tasks."""
 
     @property
     def spark_schema(self) -> StructType:
@@ -69,7 +71,9 @@ def table_definitions(schema: Schema) -> Mapping[str, TableDefinition]:
         TableDefinition(name="quarantine", columns=_with_day(_fields(source="string", file="string", line="string",
                                                                      reason="string")),
                         constraints={"source": f"source IN ({_literals(ROLES)})"}),
-        TableDefinition(name="features", columns=features_schema(schema), constraints={LABEL: f"{LABEL} IN (0, 1)"}),
+        # Wide rows from few large tasks: the shuffle would cost a quarter of the job and change little.
+        TableDefinition(name="features", columns=features_schema(schema), constraints={LABEL: f"{LABEL} IN (0, 1)"},
+                        optimize_write=False),
         TableDefinition(name="evaluations", key=(DAY, "model_name", "model_version", "against", "cohort", "metric"),
                         columns=_with_day([*_fields(model_name="string", model_version="string"),
                                            pa.field("against", pa.string()), *_fields(cohort="string", metric="string"),
@@ -186,7 +190,9 @@ class Lake:
         predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in sorted(set(days)))})"
         if where is not None:
             predicate = f"{predicate} AND ({where})"
-        writer = df.select(*self.definitions[table].columns.names).write.format("delta").mode("overwrite")
+        definition = self.definitions[table]
+        writer = (df.select(*definition.columns.names).write.format("delta").mode("overwrite")
+                  .option("optimizeWrite", str(definition.optimize_write).lower()))
         with one_writer(files.join(self.uri, self.definitions[table].name)):
             if since is not None:
                 self._check_unreplaced(table, mine, since)
@@ -224,8 +230,7 @@ class Lake:
         wanted = {f"delta.constraints.{name.lower()}": sql for name, sql in definition.constraints.items()}
         if not self.exists(table):
             builder = DeltaTable.createIfNotExists(self.spark).location(path).addColumns(definition.spark_schema)
-            # Optimised writes: files of about 128 MiB, whatever the number of tasks that write them.
-            for name, value in {**wanted, "delta.autoOptimize.optimizeWrite": "true"}.items():
+            for name, value in wanted.items():
                 builder = builder.property(name, value)
             builder.partitionedBy(DAY).execute()
             return

@@ -135,8 +135,9 @@ def behavior_types(schema: Schema) -> dict[str, pa.DataType]:
 
 
 def partition_count(rows: int, parallelism: int) -> int:
-    """Partitions for `rows` of both logs: about PARTITION_ROWS each, and no core without work."""
-    return max(-(-rows // PARTITION_ROWS), parallelism, 1)
+    """Partitions for `rows` of both logs: at most about PARTITION_ROWS each, and as many on every core."""
+    cores = max(parallelism, 1)
+    return max(-(-rows // (PARTITION_ROWS * cores)), 1) * cores
 
 
 def timeline(schema: Schema, rows: DataFrame, behaviors: DataFrame, partitions: int) -> DataFrame:

@@ -58,6 +58,9 @@ def spark_session(app: str) -> SparkSession:
 def _defaults(conf: SparkConf) -> dict[str, str]:
     settings = {"spark.sql.catalog.spark_catalog": _CATALOG,
                 "spark.sql.execution.arrow.pyspark.enabled": "true",
+                # No limit: under any other value Spark adds up the batch's size after every row, half of the time of
+                # a wide timeline. The number of records (maxRecordsPerBatch) limits batches.
+                "spark.sql.execution.arrow.maxBytesPerBatch": "2147483647b",
                 "spark.log.level": "WARN",
                 "spark.sql.debug.maxToStringFields": "200",
                 "spark.ui.enabled": "false",
