@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 EXPORTS = "exports"
 PAST_EXPORTS = "exports-as-of"
 """Where exports lie that were made of a table as it once was; `find_export` never sees them."""
+REVEALED_EXPORTS = "exports-revealed"
+"""Where test days lie with masked users' behaviour as it is; `find_export` never sees them, either."""
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 _ROOT_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d+)d-(natural|masked-.+)")
 
@@ -139,6 +141,12 @@ def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode,
     """The root of the export of `days` days up to `end_date`; with `version`, of `features` as it was then."""
     name = f"{end_date.isoformat()}-{days}d-{new_users.folder}"
     return join(lake_uri, EXPORTS, name) if version is None else join(lake_uri, PAST_EXPORTS, f"{name}-v{version}")
+
+
+def revealed_uri(export_uri: str) -> str:
+    """The root of the test day of the export at `export_uri`, of `<lake>/exports/`, with nothing hidden."""
+    lake_uri, _, name = export_uri.rstrip("/").rsplit("/", 2)
+    return join(lake_uri, REVEALED_EXPORTS, name)
 
 
 def manifest_text(export_uri: str) -> str | None:

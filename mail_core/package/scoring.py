@@ -155,14 +155,19 @@ class Package:
         if not self.model.makes_behavior:
             return None
         users = conform(rows, self.user_schema)
-        real, virtual = [], []
-        for first, stop in _spans(users.num_rows, CHUNK_ROWS):
-            a_BAD, v_BLD, mask_BL = self.model.tables.gather_users(self._tensors(users.slice(first, stop - first)))
-            virtual_BKD = self.model.virtual_behavior(a_BAD)
-            real.append(self._pooled(v_BLD, mask_BL, virtual_BKD.shape[1]).cpu().numpy())
-            virtual.append(virtual_BKD.mean(1).cpu().numpy())
         empty = np.empty((0, self.config.dim), dtype=np.float32)
-        return np.concatenate([empty, *real]), np.concatenate([empty, *virtual])
+        parts = [(empty, empty), *(self.pooled_behavior_of(self._tensors(users.slice(first, stop - first)))
+                                   for first, stop in _spans(users.num_rows, CHUNK_ROWS))]
+        real, virtual = zip(*parts)
+        return np.concatenate(real), np.concatenate(virtual)
+
+    @torch.no_grad()
+    def pooled_behavior_of(self, encoded: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """`pooled_behavior` of rows that are encoded already, on the model's device; the model makes behaviour."""
+        a_BAD, v_BLD, mask_BL = self.model.tables.gather_users(encoded)
+        virtual_BKD = self.model.virtual_behavior(a_BAD)
+        real_BD = self._pooled(v_BLD, mask_BL, virtual_BKD.shape[1])
+        return real_BD.cpu().numpy(), virtual_BKD.mean(1).cpu().numpy()
 
     def _pooled(self, v_BLD: Tensor, mask_BL: Tensor, positions: int) -> Tensor:
         if positions > 1:

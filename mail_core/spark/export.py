@@ -78,6 +78,10 @@ class ExportWindow:
         return (F.when(F.col(DAY) == F.lit(self.end_date), TEST)
                 .when(F.col(DAY) == F.lit(self.end_date - timedelta(days=1)), VALIDATION).otherwise(TRAIN))
 
+    def with_split(self, rows: DataFrame) -> DataFrame:
+        """`rows` with their split in the column in which `write_encoded` looks for it."""
+        return rows.withColumn(_SPLIT, self.split())
+
 
 def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode,
                     past: Mapping[str, int] | None = None) -> tuple[str, Manifest]:
@@ -124,7 +128,7 @@ def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserM
     else:
         days, versions = window.wanted(), dict(past)
         features = lake.read_days("features", days, versions["features"])
-    rows = with_new_users(features, schema, mode).withColumn(_SPLIT, window.split())
+    rows = window.with_split(with_new_users(features, schema, mode))
 
     encoders = fit_encoders_by_spark(rows.where(F.col(_SPLIT) != TEST), schema, join(root, data, "tallies"))
     encoders.save(join(root, data, "encoders"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from datetime import date
 
 from mail_core.errors import InputError
@@ -18,6 +19,7 @@ from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_c
 from mail_core.training.run import TrainRequest, request_like
 
 PRESET, TOWER, METHOD, RESUME, LIKE = "paper", "base_dnn", "base", "--resume", "--like"
+UNREGISTERED, PARENT_RUN = "--unregistered", "--parent-run"
 SETTINGS = ("seed", "batch_size", "learning_rate", "embedding_optimizer")
 """Options that are fields of TrainingConfig, with their defaults there."""
 TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_start", "pooling", "alignment", "kernel",
@@ -27,7 +29,8 @@ TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_star
 
 def request_of(args: argparse.Namespace) -> TrainRequest:
     """The training that the parsed options ask for. Raises InputError where they do not fit together."""
-    return _new_request(args) if args.like is None else _like_request(args)
+    request = _new_request(args) if args.like is None else _like_request(args)
+    return replace(request, registered=not args.unregistered, parent_run=args.parent_run)
 
 
 def _new_request(args: argparse.Namespace) -> TrainRequest:
@@ -83,6 +86,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
                         help=f"default: {TrainingConfig.embedding_optimizer}")
     result.add_argument("--model-name", help="name in the registry; default: from schema, "
                         "method and tower, such as SCHEMA-mail-TOWER")
+    result.add_argument(UNREGISTERED, action="store_true", help="a trial: keep the version as the artifact package/ of "
+                        "its MLflow run, and register nothing")
+    result.add_argument(PARENT_RUN, metavar="ID", help="MLflow run that this one is nested in")
     result.add_argument("--tracking-uri", help="MLflow's store; default: SQLite beside a local lake")
     result.add_argument(RESUME, action="store_true", help="go on from the last checkpoint of the same command")
     result.add_argument("--checkpoint-seconds", type=float, default=TrainRequest.checkpoint_seconds,

@@ -64,8 +64,8 @@ def predict(model: MailModel, export: Export, split: str, ranks: Ranks, variants
     Args:
         variants: also with virtual behaviour permuted and zeroed; a model that makes none has none of these.
     """
-    changed = VIRTUAL_VARIANTS if variants and model.makes_behavior else ()
-    names = (*_PLAIN, *(_CONVERSIONS if isinstance(model.ranking, Esmm) else ()), *changed)
+    altered = VIRTUAL_VARIANTS if variants and model.makes_behavior else ()
+    names = (*_PLAIN, *(_CONVERSIONS if isinstance(model.ranking, Esmm) else ()), *altered)
     rows_NK = torch.cat([torch.empty(0, len(names), dtype=torch.int64, device=ranks.device),
                          *_scored(model, export, split, ranks, names, batch_rows)])
     gathered = gather_rows(rows_NK, ranks)
@@ -75,7 +75,7 @@ def predict(model: MailModel, export: Export, split: str, ranks: Ranks, variants
     columns = dict(zip(names, ordered_NK.T))
     return Predictions(probabilities=_floats(columns["probability"]), labels=columns[LABEL],
                        user_keys=columns[USER_KEY], is_new=columns["is_new"], masked=columns[MASKED],
-                       unseen=columns[UNSEEN], variants={name: _floats(columns[name]) for name in changed},
+                       unseen=columns[UNSEEN], variants={name: _floats(columns[name]) for name in altered},
                        cvr=_floats(columns["cvr"]) if "cvr" in columns else None,
                        conversions=columns.get(CONVERSION))
 
@@ -120,13 +120,13 @@ def _scored(model: MailModel, export: Export, split: str, ranks: Ranks, names: t
         if output.conversion_logits_B is not None:
             columns["cvr"] = _bits(output.conversion_logits_B)
         for name in (n for n in VIRTUAL_VARIANTS if n in names):
-            columns[name] = _bits(model.ranking(_changed(completed, name, generator)).logits_B)
+            columns[name] = _bits(model.ranking(changed(completed, name, generator)).logits_B)
         scored.append(torch.stack([columns[name] for name in names], dim=1))
     return scored
 
 
-def _changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
-    """`inputs` with the virtual behaviour of one of VIRTUAL_VARIANTS."""
+def changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
+    """Completed `inputs` with their virtual behaviour changed as one of VIRTUAL_VARIANTS says."""
     virtual_N = inputs.is_virtual_B.nonzero().squeeze(1)
     v_NLD = inputs.v_BLD[virtual_N]
     if variant == "permuted":
