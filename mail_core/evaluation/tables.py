@@ -33,7 +33,7 @@ def format_lifts(title: str, lifts: Sequence[Lift], confidence: float) -> str:
     lines = [(x.cohort, x.metric, f"{x.model_users:,}", f"{x.against_users:,}", number(x.model, ".5f"),
               number(x.against, ".5f"), number(x.lift, "+.2f"), f"[{number(x.low, '+.2f')}, {number(x.high, '+.2f')}]")
              for x in lifts]
-    return f"{title}\n{_aligned([header, *lines], left=2)}"
+    return f"{title}\n{aligned([header, *lines], left=2)}"
 
 
 def number(value: float | None, form: str = ".4f") -> str:
