@@ -9,10 +9,10 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens bench test test-unit test-faults lint clean
+.PHONY: help setup quickstart movielens reproduce reproduce-movielens bench test test-unit test-faults lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: ## Java, .venv and all packages (every other target does this first)
 	@.ci/setup
@@ -32,6 +32,19 @@ movielens: setup ## the same pipeline on MovieLens-100K, downloaded and checked 
 	rm -rf $(MOVIELENS)/lake $(MOVIELENS)/mlflow
 	$(PYTHON_BIN) jobs/run_pipeline.py --schema movielens --source $(MOVIELENS)/logs --lake $(MOVIELENS)/lake \
 		--end-date 2000-01-08 --new-users masked:0.4:1 --preset tiny --ranks 2
+
+# Arguments of your own come last, and count: make reproduce REPRODUCE="--seeds 2 --budget-minutes 60"
+REPRODUCE :=
+
+reproduce: setup ## the paper's tables and figures on simulated logs (runs/reproduce; makes quickstart's lake where it is absent)
+	[ -d $(QUICKSTART)/lake/features ] || $(MAKE) quickstart
+	$(PYTHON_BIN) jobs/reproduce_paper.py --schema alimama --lake $(QUICKSTART)/lake --end-date 2017-05-13 \
+		--new-users masked:0.4:1 --preset tiny --out runs/reproduce $(REPRODUCE)
+
+reproduce-movielens: setup ## the same on MovieLens-100K (runs/reproduce-movielens)
+	[ -d $(MOVIELENS)/lake/features ] || $(MAKE) movielens
+	$(PYTHON_BIN) jobs/reproduce_paper.py --schema movielens --lake $(MOVIELENS)/lake --end-date 2000-01-08 \
+		--new-users masked:0.4:1 --preset tiny --out runs/reproduce-movielens $(REPRODUCE)
 
 bench: setup ## speed beside other libraries, into docs/benchmarks.md (installs peers in runs/bench)
 	for script in tests/benchmarks/bench_*.py; do $(PYTHON_BIN) $$script || exit 1; done

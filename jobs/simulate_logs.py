@@ -12,6 +12,7 @@ from mail_core.simulation.logs import simulate_logs
 from mail_core.simulation.planted import WorldConfig
 from mail_core.spark.session import spark_session
 
+SCHEMAS = ("alimama", "alimama_conversions")
 DEFAULTS = {f.name: f.default for f in fields(WorldConfig)}
 SETTINGS = {"users": "number of users", "items": "number of items", "days": "days with impressions",
             "behavior_days": "days with behaviours, ending with the last day of impressions",
@@ -26,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     for name, text in SETTINGS.items():
         result.add_argument("--" + name.replace("_", "-"), type=type(DEFAULTS[name]), default=DEFAULTS[name],
                             help=f"{text} (default %(default)s)")
+    result.add_argument("--schema", choices=SCHEMAS, default=SCHEMAS[0],
+                        help="which files: as published, or with conversions (default %(default)s)")
     result.add_argument("--gzip", action="store_true", help="compress the raw files")
     return result
 
@@ -33,10 +36,13 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> str:
     """Simulate, print what was made, and say so."""
     config = WorldConfig(**{name: getattr(args, name) for name in SETTINGS})
-    made = simulate_logs(spark_session("simulate_logs"), load_schema("alimama"), config, args.out, compress=args.gzip)
+    schema = load_schema(args.schema)
+    made = simulate_logs(spark_session("simulate_logs"), schema, config, args.out, compress=args.gzip)
     print(f"users {made.users:,} ({made.profiles:,} with a profile), items {made.items:,}, "
           f"impressions {made.impressions:,}, behaviours {made.behaviors:,}")
     print(f"CTR {made.clicks / made.impressions:.4f}")
+    if schema.impressions.conversion is not None:
+        print(f"CVR {made.conversions / max(1, made.clicks):.4f}")
     for name, auc in (("the true probability", made.auc_truth),
                       ("the best attribute-only predictor", made.auc_attributes)):
         value = "undefined: one class only" if auc is None else f"{auc:.4f}"

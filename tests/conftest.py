@@ -6,9 +6,14 @@ import os
 from typing import Iterator
 
 import pytest
+from hypothesis import settings
 
 from mail_core.schema.definition import Schema
 from mail_core.schema.reader import load_schema
+
+# No test asserts a time: a busy machine takes many times longer for the same example.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 # Seen by the session of these tests and by every job that they start in a process of its own.
 os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.sql.shuffle.partitions=4 "

@@ -76,11 +76,13 @@ def small_model(schema: Schema, encoders: Encoders, zero_shot: bool = True, seed
 
 
 def small_package(folder: Path, schema: Schema, zero_shot: bool = True, seed: int = 0,
-                  new_users: str = "natural", variant: str = "base") -> Path:
-    """An untrained version in `folder`, its encoders fitted on `raw_rows`."""
+                  new_users: str = "natural", variant: str = "base", test_day: date | None = None) -> Path:
+    """An untrained version in `folder`, its encoders fitted on `raw_rows`; its lineage has a window with a test day."""
+    window = {} if test_day is None else {"export": {"first_day": str(test_day - timedelta(days=7)),
+                                                     "end_date": str(test_day)}}
     encoders = fit_encoders(raw_rows(schema, 200, values=15), schema)
     return save_package(folder, model=small_model(schema, encoders, zero_shot, seed, variant), encoders=encoders,
-                        lineage={"new_users": new_users, "seed": seed}, metrics={})
+                        lineage={"new_users": new_users, "seed": seed, **window}, metrics={})
 
 
 def _value(kind: pa.DataType, generator: np.random.Generator, values: int, may_be_null: bool) -> Any:

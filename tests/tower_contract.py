@@ -46,6 +46,7 @@ class Case:
     schema: str = "alimama"
     method: str = "base"
     """A name of METHODS; a peer of MAIL's counts as fitted."""
+    head: str = "ctr"
 
     def encoders(self) -> Encoders:
         return _encoders(self.schema)
@@ -67,8 +68,8 @@ class Case:
         if zero_shot is not None and zero_shot.parts.token and pooling_of(tower_config) == "sum":
             tower_config = with_pooling(tower_config, "mean")
         peer = COLD_START[self.method][0]() if self.method in COLD_START else None
-        model = MailModel(MailConfig(tower=self.tower, dim=4, embedding_std=0.5, tower_config=tower_config,
-                                     zero_shot=zero_shot, cold_start=peer), self.layout())
+        model = MailModel(MailConfig(tower=self.tower, head=self.head, dim=4, embedding_std=0.5, zero_shot=zero_shot,
+                                     tower_config=tower_config, cold_start=peer), self.layout())
         if stirred:
             for name, buffer in model.named_buffers():
                 if not name.startswith("ranking."):
@@ -117,8 +118,14 @@ def _encoded(name: str, rows: int, seed: int) -> Encoded:
     return {n: torch.from_numpy(a) for n, a in encode(_raw(name, rows, seed), _encoders(name)).items()}
 
 
+def _logits(output: RankingOutput) -> Tensor:
+    """(B,), or (2 B,) of two heads."""
+    both = (output.logits_B, output.conversion_logits_B)
+    return torch.cat([logits_B for logits_B in both if logits_B is not None])
+
+
 def _loss(output: RankingOutput) -> Tensor:
-    return output.logits_B.square().sum() + sum(output.auxiliary.values())
+    return _logits(output).square().sum() + sum(output.auxiliary.values())
 
 
 def output_has_a_logit_a_row_and_scalar_losses(case: Case) -> None:
@@ -126,7 +133,8 @@ def output_has_a_logit_a_row_and_scalar_losses(case: Case) -> None:
     for rows in (12, 2):
         output = model.ranking(case.inputs(model, case.encoded(rows)))
         assert output.logits_B.shape == (rows,) and output.logits_B.dtype == torch.float32
-        assert torch.isfinite(output.logits_B).all()
+        assert len(_logits(output)) == (rows if case.head == "ctr" else 2 * rows)
+        assert torch.isfinite(_logits(output)).all()
         assert all(loss.shape == () and torch.isfinite(loss) for loss in output.auxiliary.values())
     logits_B = case.model().eval()(case.encoded(200))
     assert torch.isfinite(logits_B).all() and logits_B.unique().numel() > 190
@@ -188,13 +196,17 @@ def a_saved_and_loaded_version_scores_alike(case: Case) -> None:
     model, encoders, rows = case.model().eval(), case.encoders(), _raw(case.schema, 60, 3)
     assert MailConfig.from_dict(json.loads(json.dumps(model.config.to_dict()))) == model.config
     with torch.no_grad():
-        expected = model({n: torch.from_numpy(a) for n, a in encode(rows, encoders).items()}).sigmoid().numpy()
+        expected = _logits(model.outputs({n: torch.from_numpy(a) for n, a in encode(rows, encoders).items()})).sigmoid()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "package"
         save_package(path, model=model, encoders=encoders, lineage={"new_users": "natural"}, metrics={})
-        found = load_package(path).predict(rows)
+        package = load_package(path)
+    scores = package.score(rows)
+    assert (scores.cvr is None) == (case.head == "ctr")
+    found = scores.ctr if scores.cvr is None else np.concatenate([scores.ctr, scores.cvr])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert np.isfinite(found).all() and np.ptp(found) > 0.01
+    np.testing.assert_array_equal(package.predict(rows), scores.ctr)
+    assert np.isfinite(found).all() and np.ptp(scores.ctr) > 0.01
 
 
 def gradient_reaches_every_field_and_every_parameter(case: Case) -> None:
@@ -248,8 +260,8 @@ def ranking_by_user_part_equals_forward_on_joined_rows(case: Case) -> None:
     joined = {n: users[n][index_B] if n in of_user else candidates[n] for n in users}
     part = model.embed_users({n: users[n] for n in of_user})
     assert torch.equal(part.is_virtual_U, case.is_new(users) & model.makes_behavior)
-    found_B = model.rank(part, index_B, {n: c for n, c in candidates.items() if n not in of_user})
-    torch.testing.assert_close(found_B, model(joined).detach(), rtol=0, atol=1e-5)
+    found = model.rank(part, index_B, {n: c for n, c in candidates.items() if n not in of_user})
+    torch.testing.assert_close(_logits(found), _logits(model.outputs(joined)).detach(), rtol=0, atol=1e-5)
 
 
 def a_model_built_on_meta_starts_as_one_built_directly(case: Case) -> None:

@@ -38,10 +38,14 @@ class PairedDifference:
 
     cohort: str
     metric: str
-    """auc or gauc."""
+    """auc, gauc or logloss."""
     difference: float | None
     low: float | None
     high: float | None
+
+
+NO_DIFFERENCE = PairedDifference(cohort="", metric="", difference=None, low=None, high=None)
+"""Of what was not compared."""
 
 
 def paired_differences(cohort: str, labels: np.ndarray, probabilities: np.ndarray, against: np.ndarray,
@@ -58,12 +62,38 @@ def paired_differences(cohort: str, labels: np.ndarray, probabilities: np.ndarra
             continue
         evaluators = [prepare(labels, p, user_keys) for p in scores]
         drawn = np.array([evaluators[0](weights) - evaluators[1](weights) for weights in _draws(user_keys, config)])
-        tail = (1 - config.confidence) / 2
-        low, high = np.nanquantile(drawn, [tail, 1 - tail]) if np.isfinite(drawn).any() else (None, None)
-        differences.append(PairedDifference(cohort=cohort, metric=metric, difference=values[0] - values[1],
-                                            low=None if low is None else float(low),
-                                            high=None if high is None else float(high)))
+        differences.append(_difference(cohort, metric, values[0] - values[1], drawn, config))
     return differences
+
+
+def loss_difference(cohort: str, labels: np.ndarray, probabilities: np.ndarray, against: np.ndarray,
+                    user_keys: np.ndarray, config: BootstrapConfig = BootstrapConfig()) -> PairedDifference:
+    """Difference of log loss on the same (B,) rows, `probabilities` less `against`: below 0 the model is better.
+
+    Probabilities of 0 and 1 count as the float64 next to them.
+    """
+    if not len(labels):
+        return PairedDifference(cohort=cohort, metric="logloss", difference=None, low=None, high=None)
+    excess_B = _losses(labels, probabilities) - _losses(labels, against)
+    user_B = np.unique(user_keys, return_inverse=True)[1]
+    excess_U, rows_U = np.bincount(user_B, weights=excess_B), np.bincount(user_B)
+    drawn = np.array([weights @ excess_U / (weights @ rows_U) for weights in _draws(user_keys, config)])
+    return _difference(cohort, "logloss", float(excess_B.mean()), drawn, config)
+
+
+def _losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    tiny = np.finfo(np.float64).eps
+    p_B = np.clip(np.asarray(probabilities, dtype=np.float64), tiny, 1 - tiny)
+    return -np.where(np.asarray(labels) > 0, np.log(p_B), np.log1p(-p_B))
+
+
+def _difference(cohort: str, metric: str, difference: float, drawn: np.ndarray,
+                config: BootstrapConfig) -> PairedDifference:
+    """With the percentile interval of the (R,) drawn differences; NaN where a draw has one class."""
+    tail = (1 - config.confidence) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail]) if np.isfinite(drawn).any() else (None, None)
+    return PairedDifference(cohort=cohort, metric=metric, difference=difference,
+                            low=None if low is None else float(low), high=None if high is None else float(high))
 
 
 def _draws(user_keys: np.ndarray, config: BootstrapConfig):

@@ -22,7 +22,7 @@ from mail_core.errors import InputError
 from mail_core.lake import files
 from mail_core.lake.concurrency import Replacement, latest_version, one_writer, replacements_after
 from mail_core.schema.arrow import column_type, features_schema, raw_fields
-from mail_core.schema.definition import DAY, ITEM, LABEL, USER, Column, RawFile, Schema
+from mail_core.schema.definition import CONVERSION, DAY, ITEM, LABEL, USER, Column, RawFile, Schema
 
 ROLES = ("impressions", "behaviors", "users", "items")
 """The raw files of a dataset, in the order of ingestion; also the values of `quarantine.source`."""
@@ -59,6 +59,10 @@ def table_definitions(schema: Schema) -> Mapping[str, TableDefinition]:
     labels = {f"{imp.label}_allowed": f"{imp.label} IN (0, 1)"}
     if imp.negative_label is not None:
         labels[f"{imp.label}_{imp.negative_label}"] = f"{imp.label} + {imp.negative_label} = 1"
+    outcomes = {LABEL: f"{LABEL} IN (0, 1)"}
+    if imp.conversion is not None:
+        labels[f"{imp.conversion}_{imp.label}"] = f"{imp.conversion} BETWEEN 0 AND {imp.label}"
+        outcomes[CONVERSION] = f"{CONVERSION} BETWEEN 0 AND {LABEL}"
     definitions = [
         TableDefinition(name="raw_impressions", columns=_with_day(raw_fields(imp)),
                         constraints=labels | _value_constraints(imp)),
@@ -72,16 +76,24 @@ def table_definitions(schema: Schema) -> Mapping[str, TableDefinition]:
                                                                      reason="string")),
                         constraints={"source": f"source IN ({_literals(ROLES)})"}),
         # Wide rows from few large tasks: the shuffle would cost a quarter of the job and change little.
-        TableDefinition(name="features", columns=features_schema(schema), constraints={LABEL: f"{LABEL} IN (0, 1)"},
-                        optimize_write=False),
+        TableDefinition(name="features", columns=features_schema(schema), constraints=outcomes, optimize_write=False),
         TableDefinition(name="evaluations", key=(DAY, "model_name", "model_version", "against", "cohort", "metric"),
                         columns=_with_day([*_fields(model_name="string", model_version="string"),
                                            pa.field("against", pa.string()), *_fields(cohort="string", metric="string"),
                                            pa.field("value", pa.float64()),
                                            pa.field("evaluated_at", _UTC, nullable=False)])),
+        TableDefinition(name="checks", key=(DAY, "figure"),
+                        columns=_with_day([*_fields(figure="string", value="double"),
+                                           *(pa.field(name, pa.float64()) for name in ("low", "high")),
+                                           pa.field("history", pa.list_(pa.float64())), *_fields(broken="bool"),
+                                           pa.field("note", pa.string()),
+                                           pa.field("checked_at", _UTC, nullable=False)])),
+        TableDefinition(name="promotions", key=(DAY, "model_name"), columns=_with_day(_promotion_fields()),
+                        constraints={"decision": "decision IN ('promoted', 'kept')"}),
         TableDefinition(name="ctr_scores", key=(DAY, USER, ITEM), constraints={"ctr": "ctr >= 0 AND ctr <= 1"},
-                        columns=_with_day([user, item, *_fields(ctr="double", is_new_user="bool", model_name="string",
-                                                                model_version="string"),
+                        columns=_with_day([user, item, *_fields(ctr="double"),
+                                           *(pa.field(name, pa.float64()) for name in schema.conversion_scores),
+                                           *_fields(is_new_user="bool", model_name="string", model_version="string"),
                                            pa.field("scored_at", _UTC, nullable=False)])),
     ]
     return {definition.name: definition for definition in definitions}
@@ -283,6 +295,21 @@ def _fields(**types: str) -> list[pa.Field]:
 
 def _with_day(columns: list[pa.Field]) -> pa.Schema:
     return pa.schema([pa.field(DAY, pa.date32(), nullable=False), *columns])
+
+
+def _promotion_fields() -> list[pa.Field]:
+    """The fields of `Promotion` and, in a list, of its `CohortEvidence`."""
+    numbers = [f"{of}{metric}{part}" for metric in ("auc", "logloss")
+               for of, part in (("", ""), ("against_", ""), ("", "_difference"), ("", "_low"), ("", "_high"))]
+    evidence = pa.struct([("cohort", pa.string()), ("rows", pa.int64()), ("clicks", pa.int64()),
+                          *((name, pa.float64()) for name in numbers)])
+    return [*_fields(model_name="string", model_version="string"), pa.field("champion", pa.string()),
+            *_fields(decision="string", reason="string", new_users="string"), pa.field("cohorts", pa.list_(evidence)),
+            *(pa.field(f"virtual_behavior_gain{part}", pa.float64()) for part in ("", "_low", "_high")),
+            *_fields(gain_cohort="string", gain_lost="bool", auc_margin="double", logloss_margin="double",
+                     confidence="double"), pa.field("decided_at", _UTC, nullable=False),
+            pa.field("rolled_back_to", pa.string()), pa.field("rolled_back_at", _UTC),
+            pa.field("rollback_reason", pa.string())]
 
 
 def _literals(values: Sequence[str | int]) -> str:

@@ -20,12 +20,14 @@ from mail_core.encoding.encoders import Encoders
 from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join
-from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY, Schema
+from mail_core.schema.definition import MASKED, UNSEEN, USER_KEY, Schema
 
 MANIFEST = "manifest.json"
 EXPORTS = "exports"
 PAST_EXPORTS = "exports-as-of"
 """Where exports lie that were made of a table as it once was; `find_export` never sees them."""
+REVEALED_EXPORTS = "exports-revealed"
+"""Where test days lie with masked users' behaviour as it is; `find_export` never sees them, either."""
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 _ROOT_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d+)d-(natural|masked-.+)")
 
@@ -95,8 +97,15 @@ class Manifest:
 
     def click_rate(self, *splits: str) -> float:
         """Clicks a row of the named splits, from the export's statistics."""
+        return self._rate("clicks", "rows", splits)
+
+    def conversion_rate(self, *splits: str) -> float:
+        """Conversions a click of the named splits, of an export that has conversions; 0 without a click."""
+        return self._rate("conversions", "clicks", splits)
+
+    def _rate(self, part: str, whole: str, splits: tuple[str, ...]) -> float:
         counted = [self.statistics["splits"][split] for split in splits]
-        return sum(c["clicks"] for c in counted) / sum(c["rows"] for c in counted)
+        return sum(c[part] for c in counted) / max(1, sum(c[whole] for c in counted))
 
     def encoders_uri(self, export_uri: str) -> str:
         """Where `Encoders.load` finds this export's encoders."""
@@ -119,12 +128,12 @@ class Manifest:
 
 
 def export_columns(schema: Schema) -> tuple[ColumnEntry, ...]:
-    """The columns of an export's files: those of `encode`, then label, user_key, masked and unseen."""
+    """The columns of an export's files: those of `encode`, then the outcomes, user_key, masked and unseen."""
     widths = encoded_widths(schema)
     encoded = [ColumnEntry(name=f.name, width=widths[f.name],
                            dtype=(f.type.value_type if widths[f.name] else f.type).to_pandas_dtype().__name__)
                for f in encoded_schema(schema)]
-    marks = {LABEL: "int32", USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
+    marks = {**dict.fromkeys(schema.outcomes, "int32"), USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
     return (*encoded, *(ColumnEntry(name=name, dtype=dtype, width=0) for name, dtype in marks.items()))
 
 
@@ -132,6 +141,12 @@ def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode,
     """The root of the export of `days` days up to `end_date`; with `version`, of `features` as it was then."""
     name = f"{end_date.isoformat()}-{days}d-{new_users.folder}"
     return join(lake_uri, EXPORTS, name) if version is None else join(lake_uri, PAST_EXPORTS, f"{name}-v{version}")
+
+
+def revealed_uri(export_uri: str) -> str:
+    """The root of the test day of the export at `export_uri`, of `<lake>/exports/`, with nothing hidden."""
+    lake_uri, _, name = export_uri.rstrip("/").rsplit("/", 2)
+    return join(lake_uri, REVEALED_EXPORTS, name)
 
 
 def manifest_text(export_uri: str) -> str | None:

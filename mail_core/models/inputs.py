@@ -106,6 +106,8 @@ class RankingOutput:
     """The CTR is sigmoid(logits_B)."""
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
     """Auxiliary losses by name, summed over rows, where the tower has any."""
+    conversion_logits_B: Tensor | None = None
+    """With two towers (`Esmm`): the CVR is sigmoid(conversion_logits_B)."""
 
 
 def no_virtual(mask_BL: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mail_core.errors import InputError
 from mail_core.models.config import check_choice, check_positive, check_size, read_config
 from mail_core.models.embeddings import EmbeddingLayout, EmbeddingTables
-from mail_core.models.inputs import TowerInputs, UserPart, no_virtual
+from mail_core.models.esmm import HEADS, Esmm
+from mail_core.models.inputs import RankingOutput, TowerInputs, UserPart, no_virtual
 from mail_core.models.llae import Llae, LlaeConfig
 from mail_core.models.meta_emb import MetaEmb, MetaEmbConfig
-from mail_core.models.ranking import TOWERS, TowerConfig, pooling_of
+from mail_core.models.ranking import TOWERS, RankingTower, TowerConfig, pooling_of
 from mail_core.models.ranking.base_dnn import BaseDnnConfig
 from mail_core.models.zero_shot import LinearMap, ZeroShotConfig, zero_shot_tower
 
@@ -35,6 +36,8 @@ class MailConfig:
     """Standard deviation of the embedding tables' initial values."""
     tower_config: TowerConfig = field(default_factory=BaseDnnConfig)
     """Configuration of the ranking tower, of the tower's own type."""
+    head: str = "ctr"
+    """A name of HEADS: `ctr`, or `esmm` with a second tower of the same kind for the CVR."""
     zero_shot: ZeroShotConfig | None = field(default_factory=ZeroShotConfig)
     """None: the ranking tower alone, or with another cold-start method."""
     cold_start: LlaeConfig | MetaEmbConfig | None = None
@@ -42,6 +45,7 @@ class MailConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.tower, "tower", list(TOWERS))
+        check_choice(self.head, "head", HEADS)
         check_size(self.dim, "dim")
         check_positive(self.embedding_std, "embedding_std")
         wanted = TOWERS[self.tower].config_type
@@ -119,7 +123,10 @@ class MailModel(nn.Module):
         self.tables = EmbeddingTables(layout, config.dim, config.embedding_std)
         token = 1 if self.completes_all else 0
         # The ranking tower before what serves new users: a seed then gives it the same start with every method.
-        self.ranking = TOWERS[config.tower](config.tower_config, replace(shape, length=shape.length + token))
+        completed, tower = replace(shape, length=shape.length + token), TOWERS[config.tower]
+        self.ranking: RankingTower | Esmm = tower(config.tower_config, completed)
+        if config.head == "esmm":
+            self.ranking = Esmm(self.ranking, tower(config.tower_config, completed))
         self.zero_shot = None if config.zero_shot is None else zero_shot_tower(config.zero_shot, shape)
         method = config.cold_start_method
         self.cold_start = None if method is None else COLD_START[method][1](config.cold_start, shape)
@@ -192,6 +199,13 @@ class MailModel(nn.Module):
         return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, rows_M, virtual_MKD),
                        mask_BL=inputs.mask_BL | new_B.unsqueeze(1), is_virtual_B=inputs.is_virtual_B | new_B)
 
+    def uncompleted(self, inputs: TowerInputs) -> TowerInputs:
+        """`inputs` for the ranking tower with virtual behaviour switched off: new rows stay empty, and a token's place,
+        for which the tower was built, is padding."""
+        if not self.completes_all:
+            return inputs
+        return replace(inputs, v_BLD=F.pad(inputs.v_BLD, (0, 0, 0, 1)), mask_BL=F.pad(inputs.mask_BL, (0, 1)))
+
     def _complete_by_peer(self, inputs: TowerInputs) -> TowerInputs:
         """New rows get pooled behaviour as their only position (LLAE), or another ID embedding (MetaEmb)."""
         new_B = inputs.is_new_B
@@ -213,7 +227,12 @@ class MailModel(nn.Module):
 
     def forward(self, encoded: Mapping[str, Tensor]) -> Tensor:
         """Logits (B,) of encoded rows (see EmbeddingTables), new rows completed. Raises InputError as `gather` does."""
-        return self.ranking(self.complete(self.tables.gather(encoded).inputs)).logits_B
+        return self.outputs(encoded).logits_B
+
+    def outputs(self, encoded: Mapping[str, Tensor], virtual_behavior: bool = True) -> RankingOutput:
+        """`forward` with the logits of every head; new rows are not completed where virtual behaviour is off."""
+        inputs = self.tables.gather(encoded).inputs
+        return self.ranking(self.complete(inputs) if virtual_behavior else self.uncompleted(inputs))
 
     @torch.no_grad()
     def embed_users(self, encoded: Mapping[str, Tensor]) -> UserPart:
@@ -226,14 +245,14 @@ class MailModel(nn.Module):
                         token_weight=users.token_weight)
 
     @torch.no_grad()
-    def rank(self, users: UserPart, user_index_B: Tensor, encoded: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B,) of candidates (columns of the context and item groups), row i for user user_index_B[i].
+    def rank(self, users: UserPart, user_index_B: Tensor, encoded: Mapping[str, Tensor]) -> RankingOutput:
+        """Candidates (columns of the context and item groups), row i for user user_index_B[i].
 
-        Equals `forward` on the joined rows. The model must be in eval mode. Holds (B, L, D): rank in chunks.
+        Equals `outputs` of the joined rows. The model must be in eval mode. Holds (B, L, D): rank in chunks.
         """
         assert not self.training, "rank a model in eval mode"
         c_BCD, t_BTD, dense_BF = self.tables.gather_candidates(encoded, len(user_index_B))
         inputs = TowerInputs(a_BAD=users.a_UAD[user_index_B], v_BLD=users.v_ULD[user_index_B],
                              mask_BL=users.mask_UL[user_index_B], c_BCD=c_BCD, t_BTD=t_BTD, dense_BF=dense_BF,
                              is_virtual_B=users.is_virtual_U[user_index_B], token_weight=users.token_weight)
-        return self.ranking(inputs).logits_B
+        return self.ranking(inputs)

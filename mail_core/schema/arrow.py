@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from mail_core.schema.definition import BEHAVIOR_PREFIX, DAY, ITEM, LABEL, TIME, USER, Column, Feature, RawFile, Schema
+from mail_core.schema.definition import BEHAVIOR_PREFIX, DAY, ITEM, TIME, USER, Column, Feature, RawFile, Schema
 
 _TYPES = {"string": pa.string(), "int": pa.int32(), "long": pa.int64(), "double": pa.float64(),
           "epoch_seconds": pa.timestamp("us", tz="UTC")}
@@ -48,9 +48,9 @@ def input_schema(schema: Schema) -> pa.Schema:
 
 
 def features_schema(schema: Schema) -> pa.Schema:
-    """The `features` table: day, keys, time and label around `input_schema`."""
+    """The `features` table: day, keys, time and outcome before `input_schema`."""
     user, item = (column_type(schema.impressions.column(c)) for c in (schema.impressions.user, schema.impressions.item))
     head = [pa.field(DAY, pa.date32(), nullable=False), pa.field(USER, user, nullable=False),
             pa.field(ITEM, item, nullable=False), pa.field(TIME, _TYPES["epoch_seconds"], nullable=False),
-            pa.field(LABEL, pa.int32(), nullable=False)]
+            *(pa.field(name, pa.int32(), nullable=False) for name in schema.outcomes)]
     return pa.schema(head + list(input_schema(schema)))

@@ -8,12 +8,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Mapping
+from typing import Mapping, Sequence
 
 # Columns that the lake's tables and the export carry beside the dataset's own; a feature may not take their names.
-DAY, TIME, USER, ITEM, LABEL = "day", "time", "user", "item", "label"
+DAY, TIME, USER, ITEM, LABEL, CONVERSION = "day", "time", "user", "item", "label", "conversion"
 USER_KEY, MASKED, UNSEEN, WEIGHT = "user_key", "masked", "unseen", "weight"
-SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL, USER_KEY, MASKED, UNSEEN, WEIGHT)
+SYSTEM_COLUMNS = (DAY, TIME, USER, ITEM, LABEL, CONVERSION, USER_KEY, MASKED, UNSEEN, WEIGHT)
 BEHAVIOR_PREFIX = "behavior_"
 
 PADDING, UNKNOWN, MISSING, FIRST_CODE = 0, 1, 2, 3
@@ -23,8 +23,8 @@ COLUMN_TYPES = ("string", "int", "long", "double", "epoch_seconds")
 FEATURE_KINDS = ("categorical", "multi", "dense")
 DERIVATIONS = ("hour", "day_of_week", "day_part")
 TRANSFORMS = ("identity", "log1p")
-RETAINED_TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations",
-                   "ctr_scores")
+RETAINED_TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "checks",
+                   "evaluations", "promotions", "ctr_scores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class ImpressionLog(RawFile):
     label: str
     negative_label: str | None = None
     """Where set, label + negative label must be 1."""
+    conversion: str | None = None
+    """Where set, 1 for a click that the user converted after, else 0; there is no conversion without a click."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,31 @@ class Serving:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checks:
+    """What a day's `features` may be, beside the days before it; their median is what `usual` means here."""
+
+    days: int = 7
+    """Days before the checked one that are looked at: a week, so that each weekday is among them."""
+    least_days: int = 3
+    """Fewer of them with the figure, and the figure passes: two days are no custom."""
+    rows: tuple[float, float] = (0.5, 2.0)
+    """Rows, as multiples of the usual number: a half is an outage or half a delivery, the double a delivery twice over;
+    weekends and sales lie between."""
+    ctr: tuple[float, float] = (0.5, 2.0)
+    """CTR, as multiples of the usual one: lost clicks or lost impressions move it further than people do."""
+    unknown_rise: float = 0.2
+    """By how much the share of values of a feature that the days before do not have may lie above the usual share:
+    another coding of an ID brings it near 1."""
+    new_users_change: float = 0.2
+    """By how much the share of rows without behaviour may differ from the usual share: a lost behaviour log brings it
+    near 1, a joined-up one near 0."""
+    null_rise: float = 0.1
+    """By how much the share of NULL in a feature may lie above the usual share."""
+    ignored: tuple[str, ...] = ()
+    """Figures without limits, such as `unknown.campaign_id` where every campaign is of one day."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schema:
     """A dataset. Everything that names a column is derived from here."""
 
@@ -149,13 +176,29 @@ class Schema:
     """User, context, item, each in the YAML's order."""
     serving: Serving
     retention_days: Mapping[str, int]
+    checks: Checks = field(default=Checks(), repr=False)
+    """Of the checks before training; not in the fingerprint, because no table, code or version depends on them."""
     text: str = field(default="", repr=False, compare=False)
     """The YAML it was read from, kept so that a model version can carry its schema."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the content (comments and layout of the YAML do not count)."""
-        return hashlib.sha256(repr(replace(self, text="")).encode()).hexdigest()
+        content = repr(replace(self, text=""))
+        if self.impressions.conversion is None:  # exports and versions older than this role keep their schema
+            content = content.replace(", conversion=None)", ")", 1)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """What came of an impression: column in `features` and in the export -> raw column. CONVERSION is optional."""
+        log = self.impressions
+        return {LABEL: log.label, **({} if log.conversion is None else {CONVERSION: log.conversion})}
+
+    @property
+    def conversion_scores(self) -> tuple[str, ...]:
+        """Columns of `ctr_scores` beside the CTR, NULL for a version without them."""
+        return () if self.impressions.conversion is None else ("cvr", "ctcvr")
 
     def group(self, group: str) -> tuple[Feature, ...]:
         """Features of one group (`user`, `context`, `item`) in order."""
@@ -184,3 +227,11 @@ class Schema:
     def behavior_vocabularies(self) -> dict[str, str]:
         """Every list column in `features` -> its vocabulary: the action's, then the item fields'."""
         return {self.action_column: self.action_column, **self.behavior_item_columns}
+
+
+def check_figures(features: Sequence[Feature]) -> tuple[str, ...]:
+    """Names of what is checked of a day: rows, ctr, new_users, unknown.FEATURE and null.FEATURE, of features that are
+    not derived from the time."""
+    own = [f for f in features if not f.derive]
+    return ("rows", "ctr", "new_users", *(f"unknown.{f.name}" for f in own if f.kind != "dense"),
+            *(f"null.{f.name}" for f in own))

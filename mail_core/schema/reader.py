@@ -14,11 +14,12 @@ import yaml
 
 from mail_core.errors import InputError
 from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DERIVATIONS, FEATURE_KINDS,
-                                         RETAINED_TABLES, SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Column, Feature,
-                                         ImpressionLog, RawFile, Schema, Serving, Snapshot)
+                                         RETAINED_TABLES, SYSTEM_COLUMNS, TRANSFORMS, BehaviorLog, Checks, Column,
+                                         Feature, ImpressionLog, RawFile, Schema, Serving, Snapshot, check_figures)
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_EXTENDS = "extends"
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
 _SOURCES = {"user": "users", "item": "items", "context": "impressions"}
 """Feature group -> the raw file that its columns come from."""
@@ -30,20 +31,43 @@ def load_schema(name_or_path: str) -> Schema:
     Raises:
         InputError: no such file, not YAML, an unknown or missing key, or a value that does not fit.
     """
+    path = _find(name_or_path)
+    return parse_schema(path.read_text(encoding="utf-8"), str(path))
+
+
+def _find(name_or_path: str) -> Path:
     candidates = [Path(name_or_path), Path("schemas") / f"{name_or_path}.yaml", SCHEMAS / f"{name_or_path}.yaml"]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise InputError(f"schema {name_or_path!r}: none of {', '.join(map(str, candidates))} is a file")
-    return parse_schema(path.read_text(encoding="utf-8"), str(path))
+    return path
 
 
 def parse_schema(text: str, source: str) -> Schema:
-    """Parse YAML text; `source` names the file in errors. Raises InputError as `load_schema` does."""
+    """Parse YAML text; `source` names the file in errors. Raises InputError as `load_schema` does.
+
+    `extends: NAME` begins with another schema, which extends none itself: mappings are joined key by key, any other
+    value takes the place of its. The result's text is the whole of both.
+    """
+    document = _yaml(text, source)
+    if isinstance(document, dict) and _EXTENDS in document:
+        path = _find(str(document.pop(_EXTENDS)))
+        document = _joined(_yaml(path.read_text(encoding="utf-8"), str(path)), document)
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return replace(_SchemaReader(source).schema(document), text=text)
+
+
+def _yaml(text: str, source: str) -> Any:
     try:
-        document = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {error}") from error
-    return replace(_SchemaReader(source).schema(document), text=text)
+
+
+def _joined(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in changes.items()}}
 
 
 class _SchemaReader:
@@ -118,7 +142,8 @@ class _SchemaReader:
                       behavior_days=self.whole(node, "behavior_days", "schema", 1, 1),
                       first_day=first, last_day=last, features=features,
                       serving=self.serving(node["serving"], features, logs["impressions"]),
-                      retention_days=self.retention(node["retention_days"]), **logs)
+                      retention_days=self.retention(node["retention_days"]),
+                      checks=self.checks(node.get("checks", {}), check_figures(features)), **logs)
 
     def raw_file(self, document: Mapping[str, Any], role: str, cls: type) -> Any:
         node = self.keys(document[role], role, cls)
@@ -154,7 +179,7 @@ class _SchemaReader:
 
     def roles(self, logs: Mapping[str, Any]) -> None:
         """Each role names a column of its file, of a type that fits."""
-        for role, names in (("impressions", ("user", "time", "item", "label", "negative_label")),
+        for role, names in (("impressions", ("user", "time", "item", "label", "negative_label", "conversion")),
                             ("behaviors", ("user", "time", "action")), ("users", ("key",)), ("items", ("key",))):
             types = {c.name: c.type for c in logs[role].columns}
             for name in names:
@@ -163,11 +188,13 @@ class _SchemaReader:
                     continue
                 if column not in types:
                     raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
-                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",)}.get(
-                    name, ("string", "int", "long"))
+                fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",),
+                       "conversion": ("int",)}.get(name, ("string", "int", "long"))
                 if types[column] not in fit:
                     raise self.fail(f"{role}.{name}",
                                     f"column {column!r} is {types[column]}, expected {' or '.join(fit)}")
+                if name == "conversion" and logs[role].column(column).nulls:
+                    raise self.fail(f"{role}.{name}", f"column {column!r} can be NULL, expected 0 or 1 in every row")
         for left, right in ((("impressions", "user"), ("users", "key")), (("impressions", "item"), ("items", "key")),
                             (("impressions", "user"), ("behaviors", "user"))):
             a, b = (logs[role].column(getattr(logs[role], name)).type for role, name in (left, right))
@@ -251,6 +278,36 @@ class _SchemaReader:
             if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):
                 raise self.fail(f"serving.{name}", f"{entry!r} is not a {kind}")
         return Serving(time=clock, context=context)
+
+    def checks(self, value: Any, figures: tuple[str, ...]) -> Checks:
+        node, usual = self.keys(value, "checks", Checks), Checks()
+        ignored = self.typed(node, "ignored", "checks", list, [])
+        for figure in ignored:
+            self.choice(figure, "checks.ignored", figures)
+        found = Checks(
+            days=self.whole(node, "days", "checks", 1, usual.days),
+            least_days=self.whole(node, "least_days", "checks", 1, usual.least_days), ignored=tuple(ignored),
+            rows=self.multiples(node, "rows", usual.rows), ctr=self.multiples(node, "ctr", usual.ctr),
+            unknown_rise=self.share(node, "unknown_rise", usual.unknown_rise),
+            new_users_change=self.share(node, "new_users_change", usual.new_users_change),
+            null_rise=self.share(node, "null_rise", usual.null_rise))
+        if found.least_days > found.days:
+            raise self.fail("checks.least_days", f"{found.least_days} of {found.days} days")
+        return found
+
+    def multiples(self, node: Mapping[str, Any], name: str, default: tuple[float, float]) -> tuple[float, float]:
+        pair = self.typed(node, name, "checks", list, list(default))
+        numbers = [n for n in pair if isinstance(n, (int, float)) and not isinstance(n, bool)]
+        if len(pair) != 2 or len(numbers) != 2 or not 0 <= numbers[0] <= 1 <= numbers[1]:
+            raise self.fail(f"checks.{name}", f"expected [least, most], multiples of the usual value such as "
+                                              f"[0.5, 2.0], found {pair!r}")
+        return float(numbers[0]), float(numbers[1])
+
+    def share(self, node: Mapping[str, Any], name: str, default: float) -> float:
+        value = self.typed(node, name, "checks", (int, float), default)
+        if not 0 <= value <= 1:
+            raise self.fail(f"checks.{name}", f"{value} is not a share between 0 and 1")
+        return float(value)
 
     def retention(self, value: Any) -> Mapping[str, int]:
         node = self.mapping(value, "retention_days")

@@ -114,18 +114,36 @@ def draw_logs(config: WorldConfig, items: Items, samplers: Samplers, users: User
                 category_N=items.category_I[touched[order]], brand_N=items.brand_I[touched[order]])
 
 
+def draw_conversions(items: Items, users: Users, logs: Logs, rng: np.random.Generator) -> np.ndarray:
+    """bool (N,): the block's clicks that a conversion follows."""
+    logit_N = items.conversion_logit(users.latent_UK[logs.impression_user_N], logs.item_N)
+    return logs.click_N & (rng.random(len(logit_N)) < sigmoid(logit_N))
+
+
 def calibrated(config: WorldConfig, items: Items) -> Items:
-    """The items with the intercept at which a sample of impressions has the configured mean click probability."""
-    samplers, logits = Samplers(items), []
+    """The items with the intercepts at which a sample of impressions has the configured mean click probability, and its
+    clicks the configured mean conversion probability."""
+    samplers, click, conversion = Samplers(items), [], []
     for block in range(4):
         users = draw_users(config, items, 2 * block, BLOCK, stream=Stream.CALIBRATION)
         logs = draw_logs(config, items, samplers, users, config.stream(Stream.CALIBRATION, 2 * block + 1))
-        logits.append(items.logit(users.latent_UK[logs.impression_user_N], logs.item_N))
-    logit, low, high = np.concatenate(logits), -30.0, 30.0
+        latent_NK = users.latent_UK[logs.impression_user_N]
+        click.append(items.logit(latent_NK, logs.item_N))
+        conversion.append(items.conversion_logit(latent_NK, logs.item_N))
+    click_N, conversion_N = np.concatenate(click), np.concatenate(conversion)
+    intercept = _intercept(click_N, None, config.ctr)
+    of_conversions = _intercept(conversion_N, sigmoid(click_N + intercept), config.cvr)
+    return replace(items, intercept=intercept, conversion_effect_I=items.conversion_effect_I + of_conversions)
+
+
+def _intercept(logit_N: np.ndarray, weight_N: np.ndarray | None, mean: float) -> float:
+    """What has to be added to logits for their probabilities' weighted mean to be `mean`."""
+    low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if sigmoid(logit + middle).mean() < config.ctr else (low, middle)
-    return replace(items, intercept=low)
+        below = np.average(sigmoid(logit_N + middle), weights=weight_N) < mean
+        low, high = (middle, high) if below else (low, middle)
+    return low
 
 
 def _days(rng: np.random.Generator, newcomer_N: np.ndarray, days: int) -> np.ndarray:

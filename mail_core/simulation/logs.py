@@ -3,7 +3,7 @@
 The executors write the files themselves, by Arrow: names and bytes then depend on the seed alone, and no row passes
 through the JVM. The output folder must be one that driver and executors share.
 
-Result of the tasks: part int32, impressions, clicks, behaviors, profiles int64; one row a file.
+Result of the tasks: part int32, impressions, clicks, conversions, behaviors, profiles int64; one row a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mail_core.lake.files import filesystem, join, spark_uri, validated_lake_uri
 from mail_core.schema.definition import RawFile, Schema
 from mail_core.simulation.attributes import ATTRIBUTES, MISSING_LEVEL
 from mail_core.simulation.draws import (BEHAVIOR_TYPES, BLOCK, DAY_SECONDS, PIDS, Logs, Samplers, Users, calibrated,
-                                        draw_logs, draw_users)
+                                        draw_conversions, draw_logs, draw_users)
 from mail_core.simulation.planted import NO_BRAND, Items, Stream, WorldConfig, draw_items
 from mail_core.simulation.world import World, items_table, users_table, world_document
 
@@ -38,7 +38,7 @@ BLOCKS_PER_FILE = 4
 ORACLE_ROWS = 100_000
 WORLD = "world"
 _CLAIM = "simulation.json"  # in the world's folder from the first moment on; world.json comes last
-_COUNTS = ("impressions", "clicks", "behaviors", "profiles")
+_COUNTS = ("impressions", "clicks", "conversions", "behaviors", "profiles")
 _RESULT = "part int, " + ", ".join(f"{name} long" for name in _COUNTS)
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class SimulationSummary:
     profiles: int
     impressions: int
     clicks: int
+    conversions: int
+    """0 where the schema names none."""
     behaviors: int
     oracle_rows: int
     auc_truth: float | None
@@ -85,7 +87,8 @@ def simulate_logs(spark: SparkSession, schema: Schema, config: WorldConfig, out:
     """Write the raw files and the world of `config` to the folder `out`; an earlier simulation there is replaced.
 
     Args:
-        schema: the dataset's; the files' names, columns, headers, time zone and last day come from it.
+        schema: the dataset's; the files' names, columns, headers, time zone and last day come from it, and whether
+            conversions are written.
         compress: gzip the raw files.
         files: Spark partitions to make the files in; the files are the same for every number.
 
@@ -157,24 +160,29 @@ def _write_parts(parts: DataFrame, config: WorldConfig, items: Items, target: _T
 def _write_part(part: int, config: WorldConfig, items: Items, samplers: Samplers,
                 target: _Target) -> Mapping[str, int]:
     """Draw the blocks of one part, write its files and count their rows."""
-    impressions, behaviors, profiles, world, clicks = [], [], [], [], 0
+    schema, impressions, behaviors, profiles, world = target.schema, [], [], [], []
+    clicks = conversions = 0
     for block in range(part * BLOCKS_PER_FILE, (part + 1) * BLOCKS_PER_FILE):
         size = min(BLOCK, config.users - block * BLOCK)
         if size <= 0:
             break
         users = draw_users(config, items, block, size)
         logs = draw_logs(config, items, samplers, users, config.stream(Stream.LOGS, block))
-        impressions.append(_impression_rows(users, logs, target.start))
+        shown = _impression_rows(users, logs, target.start)
+        if schema.impressions.conversion is not None:
+            converted_N = draw_conversions(items, users, logs, config.stream(Stream.CONVERSIONS, block))
+            shown = shown.append_column(schema.impressions.conversion, pa.array(converted_N.astype(np.int32)))
+            conversions += int(converted_N.sum())
+        impressions.append(shown)
         behaviors.append(_behavior_rows(users, logs, target.start))
         profiles.append(_profile_rows(users))
         world.append(users_table(users))
         clicks += int(logs.click_N.sum())
-    schema = target.schema
     for raw, tables in ((schema.impressions, impressions), (schema.behaviors, behaviors), (schema.users, profiles)):
         target.write(raw, part, tables)
     _put(join(target.uri, WORLD, "users", f"part-{part:05d}.parquet"), _parquet(pa.concat_tables(world)))
-    return {"impressions": sum(map(len, impressions)), "clicks": clicks, "behaviors": sum(map(len, behaviors)),
-            "profiles": sum(map(len, profiles))}
+    return {"impressions": sum(map(len, impressions)), "clicks": clicks, "conversions": conversions,
+            "behaviors": sum(map(len, behaviors)), "profiles": sum(map(len, profiles))}
 
 
 def _impression_rows(users: Users, logs: Logs, start: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The items' side of the planted world: categories, brands and items in the latent space, and the click function.
+"""The items' side of the planted world: categories, brands and items in the latent space, chances to click and convert.
 
 Everything is a pure function of the configuration (one seed): the driver makes it once and ships it to the executors.
 Sums over the latent dimensions use einsum, not BLAS, whose rounding may depend on the number of threads.
@@ -28,6 +28,8 @@ class Stream(IntEnum):
     USERS = 2
     LOGS = 3
     ORACLE = 4
+    CONVERSION_EFFECTS = 5
+    CONVERSIONS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,14 @@ class WorldConfig:
     """Standard deviation of the items' quality in the logit."""
     popularity_scale: float = 0.25
     """Weight in the logit of the items' standardised log popularity."""
+    cvr: float = 0.1
+    """The intercept of the conversion function is calibrated to this mean over clicks."""
+    conversion_interest_scale: float = 0.5
+    """Standard deviation of the interest part of a conversion's logit, users and items drawn at random."""
+    price_scale: float = 0.75
+    """Weight in a conversion's logit of the items' standardised log price: dear ones are bought less."""
+    conversion_quality_scale: float = 0.25
+    """Standard deviation of the rest of the items' part in a conversion's logit."""
     exposure_interest: float = 0.25
     """Share of impressions that follow the user's interest; the others follow popularity."""
     behavior_interest: float = 0.8
@@ -127,12 +137,22 @@ class Items:
     attribute_weights_AK: np.ndarray
     interest_scale: float
     """Factor of u . z in a click's logit."""
+    conversion_interest_scale: float
+    """Factor of u . z in a conversion's logit."""
+    conversion_effect_I: np.ndarray
+    """The items' part in a conversion's logit, the intercept in it once it is calibrated."""
     intercept: float = 0.0
 
     def logit(self, latent_NK: np.ndarray, item_N: np.ndarray) -> np.ndarray:
         """(N,) logit of the click probability of users with these latents on these items (indices)."""
         interest_N = np.einsum("nk,nk->n", latent_NK, self.latent_IK[item_N])
         return self.intercept + self.interest_scale * interest_N + self.effect_I[item_N]
+
+    def conversion_logit(self, latent_NK: np.ndarray, item_N: np.ndarray) -> np.ndarray:
+        """(N,) logit of the probability that a conversion follows a click of users with these latents on these items.
+        """
+        interest_N = np.einsum("nk,nk->n", latent_NK, self.latent_IK[item_N])
+        return self.conversion_interest_scale * interest_N + self.conversion_effect_I[item_N]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -170,11 +190,20 @@ def draw_items(config: WorldConfig) -> Items:
     directions_AK = rng.choice([-1.0, 1.0], (len(ATTRIBUTES), config.dimensions)) * spread_K
     campaign_I = rng.integers(max(1, count // 2), size=count) + 1
     effect_I = config.quality_scale * rng.standard_normal(count) + config.popularity_scale * popularity_I
+    price_I = np.round(np.exp(rng.normal(5.0, 1.2, count)) + 0.01, 2)
     return Items(latent_IK=latent_IK, category_I=category_I, brand_I=brand_I, weight_I=weight_I, newcomer_I=newcomer_I,
                  effect_I=effect_I,
-                 price_I=np.round(np.exp(rng.normal(5.0, 1.2, count)) + 0.01, 2),
+                 price_I=price_I, conversion_effect_I=_conversion_effects(config, price_I),
                  campaign_I=campaign_I, customer_I=(campaign_I - 1) // 2 + 1, category_CK=category_CK,
-                 attribute_weights_AK=_unit(directions_AK), interest_scale=config.interest_scale)
+                 attribute_weights_AK=_unit(directions_AK), interest_scale=config.interest_scale,
+                 conversion_interest_scale=config.conversion_interest_scale)
+
+
+def _conversion_effects(config: WorldConfig, price_I: np.ndarray) -> np.ndarray:
+    """From a stream of their own, so that they move nothing else of the world."""
+    quality_I = config.stream(Stream.CONVERSION_EFFECTS).standard_normal(len(price_I))
+    dearness_I = (np.log(price_I) - np.log(price_I).mean()) / np.log(price_I).std()
+    return config.conversion_quality_scale * quality_I - config.price_scale * dearness_I
 
 
 def _draw_brands(rng: np.random.Generator, category_I: np.ndarray,

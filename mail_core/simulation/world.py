@@ -24,6 +24,7 @@ from mail_core.simulation.planted import Items, Stream, WorldConfig, sigmoid
 
 FORMAT = "mail-planted-world-1"
 PARTICLES = 1_024
+_CONVERSION_EFFECT = "conversion_effect"
 _CELLS = 1_000_000  # rows x particles of one step of the attribute-only predictor
 
 
@@ -44,6 +45,8 @@ class World:
     """Ascending."""
     item_latent_IK: np.ndarray
     item_effect_I: np.ndarray
+    conversion_effect_I: np.ndarray | None
+    """None in a world that an older simulator wrote."""
 
     @classmethod
     def load(cls, folder: str) -> World:
@@ -69,7 +72,9 @@ class World:
                    attribute_weights_AK=np.array(document["attribute_weights"]),
                    user_ids_U=users["user"].to_numpy(), user_latent_UK=_latents(users, config.dimensions),
                    levels_UA=levels, item_ids_I=items["item"].to_numpy(),
-                   item_latent_IK=_latents(items, config.dimensions), item_effect_I=items["effect"].to_numpy())
+                   item_latent_IK=_latents(items, config.dimensions), item_effect_I=items["effect"].to_numpy(),
+                   conversion_effect_I=(items[_CONVERSION_EFFECT].to_numpy() if _CONVERSION_EFFECT in items.column_names
+                                        else None))
 
     def click_probability(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(N,) float64: the probability that clicks were drawn from, of user IDs (N,) on item IDs (N,).
@@ -77,9 +82,19 @@ class World:
         Raises:
             InputError: an ID that is not in this world.
         """
-        user_N, item_N = self._rows(users, items)
-        interest_N = np.einsum("nk,nk->n", self.user_latent_UK[user_N], self.item_latent_IK[item_N])
+        interest_N, item_N = self._interest(users, items)
         return sigmoid(self.intercept + self.interest_scale * interest_N + self.item_effect_I[item_N])
+
+    def conversion_probability(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(N,) float64: the probability that a conversion follows a click of user IDs (N,) on item IDs (N,).
+
+        Raises:
+            InputError: an ID that is not in this world, or a world without conversions.
+        """
+        if self.conversion_effect_I is None:
+            raise InputError("this world was written before the simulator knew conversions; run simulate_logs again")
+        interest_N, item_N = self._interest(users, items)
+        return sigmoid(self.config.conversion_interest_scale * interest_N + self.conversion_effect_I[item_N])
 
     def attribute_only_probability(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """(N,) float64: E[click probability | the user's observed attributes], by importance sampling.
@@ -112,6 +127,11 @@ class World:
             first = last
         return result_N
 
+    def _interest(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """u . z, and the items' positions, (N,) each."""
+        user_N, item_N = self._rows(users, items)
+        return np.einsum("nk,nk->n", self.user_latent_UK[user_N], self.item_latent_IK[item_N]), item_N
+
     def _rows(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         users, items = np.asarray(users), np.asarray(items)
         if users.ndim != 1 or users.shape != items.shape:
@@ -138,7 +158,8 @@ def _latent_columns(latent: np.ndarray) -> dict[str, np.ndarray]:
 
 def items_table(items: Items) -> pa.Table:
     """items.parquet."""
-    return pa.table({"item": np.arange(len(items.effect_I)) + 1, "effect": items.effect_I, "newcomer": items.newcomer_I,
+    return pa.table({"item": np.arange(len(items.effect_I)) + 1, "effect": items.effect_I,
+                     _CONVERSION_EFFECT: items.conversion_effect_I, "newcomer": items.newcomer_I,
                      **_latent_columns(items.latent_IK)})
 
 

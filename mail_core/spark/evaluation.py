@@ -25,7 +25,7 @@ from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
 from mail_core.evaluation.behavior_fit import BehaviorFit
 from mail_core.evaluation.cohorts import COHORTS, cohort_masks
-from mail_core.evaluation.comparison import BootstrapConfig, PairedDifference, paired_differences
+from mail_core.evaluation.comparison import BootstrapConfig, PairedDifference, loss_difference, paired_differences
 from mail_core.evaluation.metrics import METRICS, CohortMetrics, auc, metrics_of
 from mail_core.package.scoring import Package
 from mail_core.schema.arrow import input_schema
@@ -35,10 +35,11 @@ from mail_core.spark.new_users import with_new_users
 from mail_core.spark.packages import FolderHandle, PackageHandle, ship_folder, ship_package
 
 _SCORED = ("label int, user_key long, is_new boolean, masked boolean, unseen boolean, model double, against double, "
-           "truth double, attributes double")
+           "truth double, attributes double, virtual_off double")
 _SUMMARY = "cohort string, source string, metric string, value double, low double, high double"
 _FIT = "rows long, real array<double>, real_squares double, error_squares double, cosines double"
 _MODEL, _AGAINST, _DIFFERENCE, _TRUTH, _ATTRIBUTES = "model", "against", "difference", "truth", "attributes"
+_VIRTUAL_OFF, _CONSTANT = "virtual_off", "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class EvaluationConfig:
     world: Path | None = None
     """Folder of the simulator's world, for the best attainable AUC."""
     bootstrap: BootstrapConfig = BootstrapConfig()
+    promotion: bool = False
+    """Also what a promotion asks for: `Evaluation.losses`, `constant` and `virtual_off`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,13 @@ class Evaluation:
     """model - against."""
     attainable: dict[str, Attainable]
     """By cohort; empty without a world."""
+    losses: dict[str, PairedDifference]
+    """Cohort -> log loss, model - against; like the two below it is there for a promotion alone."""
+    constant: PairedDifference
+    """Log loss over all rows, model - the day's own CTR, which no constant beats."""
+    virtual_off: dict[str, PairedDifference]
+    """Cohort -> AUC, model - its own ranking tower with virtual behaviour switched off; none for a version that makes
+    no virtual behaviour."""
 
 
 def evaluate_rows(features: DataFrame, package: Package, config: EvaluationConfig) -> Evaluation:
@@ -95,7 +105,8 @@ def evaluate_rows(features: DataFrame, package: Package, config: EvaluationConfi
     against = ship_package(spark, config.against) if config.against else None
     world = ship_folder(spark, config.world) if config.world else None
     rows = with_new_users(features, package.schema, config.new_users)
-    scored = rows.mapInArrow(_score(model, against, world), _SCORED)
+    scored = rows.mapInArrow(
+        _score(model, against, world, config.promotion and package.model.makes_behavior), _SCORED)
     cohorts = F.array(*(F.when(condition, F.lit(name)) for name, condition in _conditions().items()))
     lines = (scored.withColumn("cohort", F.explode(F.array_compact(cohorts)))
              .groupBy("cohort").applyInArrow(_summarise(config), _SUMMARY).collect())
@@ -127,8 +138,8 @@ def _conditions() -> dict[str, Column]:
     return {cohort: code.isin([int(i) for i in np.flatnonzero(mask)]) for cohort, mask in masks.items()}
 
 
-def _score(model: PackageHandle, against: PackageHandle | None,
-           world: FolderHandle | None) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _score(model: PackageHandle, against: PackageHandle | None, world: FolderHandle | None,
+           virtual_off: bool) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         package = model.load()
         truth = World.load(str(world.path())) if world else None
@@ -144,7 +155,8 @@ def _score(model: PackageHandle, against: PackageHandle | None,
                 "unseen": unseen_users(rows, package),
                 "model": package.predict(rows), "against": against.load().predict(rows) if against else nothing,
                 "truth": truth.click_probability(*ids) if truth else nothing,
-                "attributes": truth.attribute_only_probability(*ids) if truth else nothing})
+                "attributes": truth.attribute_only_probability(*ids) if truth else nothing,
+                "virtual_off": package.predict(rows, virtual_behavior=False) if virtual_off else nothing})
 
     return score
 
@@ -167,12 +179,29 @@ def _summarise(config: EvaluationConfig) -> Callable[..., pa.Table]:
                       paired_differences(cohort, labels, column["model"], column["against"], users, bootstrap)]
         if attainable:
             lines += [(source, "auc", auc(labels, column[source]), None, None) for source in (_TRUTH, _ATTRIBUTES)]
+        if config.promotion:
+            lines += [(source, d.metric, d.difference, d.low, d.high)
+                      for source, d in _promotion_differences(cohort, column, bootstrap)]
         source, metric, *values = zip(*lines)
         return pa.table([pa.array([cohort] * len(lines)), pa.array(source), pa.array(metric),
                          *(pa.array(v, pa.float64()) for v in values)],
                         names=["cohort", "source", "metric", "value", "low", "high"])
 
     return summarise
+
+
+def _promotion_differences(cohort: str, column: dict[str, np.ndarray],
+                           bootstrap: BootstrapConfig) -> Iterator[tuple[str, PairedDifference]]:
+    """(source, difference) of the columns that a promotion adds; a column that was not scored is NaN."""
+    labels, model, users = column["label"], column["model"], column["user_key"]
+    if not np.isnan(column["against"]).any():
+        yield _DIFFERENCE, loss_difference(cohort, labels, model, column["against"], users, bootstrap)
+    if cohort == "all":
+        constant = np.full(len(labels), labels.mean())
+        yield _CONSTANT, loss_difference(cohort, labels, model, constant, users, bootstrap)
+    if not np.isnan(column["virtual_off"]).any():
+        for d in paired_differences(cohort, labels, model, column["virtual_off"], users, bootstrap):
+            yield _VIRTUAL_OFF, d
 
 
 def _behavior_fit(features: DataFrame, model: PackageHandle, package: Package,
@@ -205,13 +234,18 @@ def _behavior_fit(features: DataFrame, model: PackageHandle, package: Package,
 def _evaluation(rows: list[Row], config: EvaluationConfig, fit: BehaviorFit | None) -> Evaluation:
     found = {(row["source"], row["cohort"], row["metric"]): row for row in rows}
     against = [_metrics(found, _AGAINST, cohort) for cohort in COHORTS] if config.against else None
-    differences = [PairedDifference(cohort=cohort, metric=metric, **_numbers(found, _DIFFERENCE, cohort, metric))
+    differences = [_paired(found, _DIFFERENCE, cohort, metric)
                    for cohort in COHORTS for metric in ("auc", "gauc")] if config.against else []
     attainable = {cohort: Attainable(truth=_value(found, _TRUTH, cohort, "auc"),
                                      attributes=_value(found, _ATTRIBUTES, cohort, "auc"))
                   for cohort in COHORTS} if config.world else {}
+    losses = {cohort: _paired(found, _DIFFERENCE, cohort, "logloss")
+              for cohort in COHORTS} if config.promotion and config.against else {}
+    virtual_off = {cohort: _paired(found, _VIRTUAL_OFF, cohort, "auc")
+                   for cohort in COHORTS} if any(source == _VIRTUAL_OFF for source, *_ in found) else {}
     return Evaluation(model=[_metrics(found, _MODEL, cohort) for cohort in COHORTS], fit=fit, against=against,
-                      differences=differences, attainable=attainable)
+                      differences=differences, attainable=attainable, losses=losses, virtual_off=virtual_off,
+                      constant=_paired(found, _CONSTANT, "all", "logloss"))
 
 
 def _metrics(found: dict[tuple[str, str, str], Row], source: str, cohort: str) -> CohortMetrics:
@@ -226,7 +260,8 @@ def _value(found: dict[tuple[str, str, str], Row], source: str, cohort: str, met
     return row["value"] if row else None
 
 
-def _numbers(found: dict[tuple[str, str, str], Row], source: str, cohort: str, metric: str) -> dict[str, float | None]:
+def _paired(found: dict[tuple[str, str, str], Row], source: str, cohort: str, metric: str) -> PairedDifference:
     row = found.get((source, cohort, metric))
     columns = (("difference", "value"), ("low", "low"), ("high", "high"))
-    return {name: row[column] if row else None for name, column in columns}
+    return PairedDifference(cohort=cohort, metric=metric, **{name: row[column] if row else None
+                                                             for name, column in columns})

@@ -8,6 +8,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from mail_core.encoding.masking import NewUserMode
@@ -75,11 +76,7 @@ def replace_evaluations(schema: Schema, lake: Lake, request: EvaluationRequest) 
     since = lake.versions("evaluations")["evaluations"]
     package = load_package(request.model.package_folder)
     new_users = request.new_users or NewUserMode.parse(package.lineage[NEW_USERS])
-    features = lake.read("features").where(F.col(DAY) == F.lit(request.day))
-    days = lake.days("features")
-    if request.day not in days:
-        raise InputError(f"{lake.path('features')}: no rows of {request.day}; "
-                         + (f"its days are {days[0]} to {days[-1]}" if days else "it is empty"))
+    features = features_of(lake, request.day)
     if request.against is not None:
         other = load_package(request.against.package_folder)
         check_inputs(features, other)
@@ -98,6 +95,15 @@ def replace_evaluations(schema: Schema, lake: Lake, request: EvaluationRequest) 
     rows = lake.replace_days("evaluations", frame, [request.day], where=_mine(request), since=since)
     return EvaluationSummary(request=request, new_users=new_users, evaluation=evaluation, rows=rows,
                              path=lake.path("evaluations"))
+
+
+def features_of(lake: Lake, day: date) -> DataFrame:
+    """The day's rows of `features`. Raises InputError where it has none."""
+    days = lake.days("features")
+    if day not in days:
+        raise InputError(f"{lake.path('features')}: no rows of {day}; "
+                         + (f"its days are {days[0]} to {days[-1]}" if days else "it is empty"))
+    return lake.read("features").where(F.col(DAY) == F.lit(day))
 
 
 def format_summary(summary: EvaluationSummary) -> str:
@@ -147,8 +153,8 @@ def _lines(summary: EvaluationSummary) -> list[tuple[str | None, str, str, float
 
 def _mine(request: EvaluationRequest) -> str:
     """SQL for the rows of the day that this evaluation replaces."""
-    against = f" OR against = {_literal(_title(request.against))}" if request.against else ""
-    return (f"model_name = {_literal(request.model.name)} AND model_version = {_literal(request.model.version)} "
+    against = f" OR against = {sql_literal(_title(request.against))}" if request.against else ""
+    return (f"model_name = {sql_literal(request.model.name)} AND model_version = {sql_literal(request.model.version)} "
             f"AND (against IS NULL{against})")
 
 
@@ -156,6 +162,7 @@ def _title(model: ResolvedModel | None) -> str:
     return f"{model.name}/{model.version}" if model else ""
 
 
-def _literal(text: str) -> str:
+def sql_literal(text: str) -> str:
+    """`text` as a string of Spark's SQL."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

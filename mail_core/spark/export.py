@@ -28,7 +28,7 @@ from mail_core.lake.tables import RAW_TABLES, Lake
 from mail_core.loading.manifest import (TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns, export_uri,
                                         manifest_text)
 from mail_core.schema.arrow import input_schema
-from mail_core.schema.definition import DAY, ITEM, LABEL, MASKED, TIME, UNSEEN, USER, USER_KEY, Schema
+from mail_core.schema.definition import DAY, ITEM, MASKED, TIME, UNSEEN, USER, USER_KEY, Schema
 from mail_core.spark.new_users import with_new_users
 from mail_core.spark.statistics import UserRows, export_statistics, unseen_users
 
@@ -78,6 +78,10 @@ class ExportWindow:
         return (F.when(F.col(DAY) == F.lit(self.end_date), TEST)
                 .when(F.col(DAY) == F.lit(self.end_date - timedelta(days=1)), VALIDATION).otherwise(TRAIN))
 
+    def with_split(self, rows: DataFrame) -> DataFrame:
+        """`rows` with their split in the column in which `write_encoded` looks for it."""
+        return rows.withColumn(_SPLIT, self.split())
+
 
 def export_training(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserMode,
                     past: Mapping[str, int] | None = None) -> tuple[str, Manifest]:
@@ -124,7 +128,7 @@ def _write_data(schema: Schema, lake: Lake, window: ExportWindow, mode: NewUserM
     else:
         days, versions = window.wanted(), dict(past)
         features = lake.read_days("features", days, versions["features"])
-    rows = with_new_users(features, schema, mode).withColumn(_SPLIT, window.split())
+    rows = window.with_split(with_new_users(features, schema, mode))
 
     encoders = fit_encoders_by_spark(rows.where(F.col(_SPLIT) != TEST), schema, join(root, data, "tallies"))
     encoders.save(join(root, data, "encoders"))
@@ -183,7 +187,7 @@ def write_encoded(rows: DataFrame, schema: Schema, counts: Mapping[str, int], fo
     number = F.pmod(F.col(_ORDER), F.element_at(F.create_map(*(F.lit(v) for pair in files.items() for v in pair)),
                                                 F.col(_SPLIT)))
     inputs = rows.withColumn(_ORDER, row_order(schema)).withColumn(_FILE, number.cast("int")).select(
-        _SPLIT, _FILE, _ORDER, USER, LABEL, MASKED, F.coalesce(F.col(UNSEEN), F.lit(0)).alias(UNSEEN),
+        _SPLIT, _FILE, _ORDER, USER, *schema.outcomes, MASKED, F.coalesce(F.col(UNSEEN), F.lit(0)).alias(UNSEEN),
         *input_schema(schema).names)
     encoded = inputs.mapInArrow(_encode_batches(schema, join(folder, "encoders")), from_arrow_schema(_staged(schema)))
     # Encoded before the shuffle: a sort is the last thing before the writer, which keeps its order.
@@ -193,14 +197,14 @@ def write_encoded(rows: DataFrame, schema: Schema, counts: Mapping[str, int], fo
 
 
 def row_order(schema: Schema) -> SparkColumn:
-    """A hash of what tells impressions apart: user, item, time, label and the context that the log brings."""
+    """A hash of what tells impressions apart: user, item, time, outcome and the context that the log brings."""
     own_context = [f.name for f in schema.group("context") if not f.derive]
-    return F.xxhash64(F.lit(_ORDER_SEED), USER, ITEM, F.unix_micros(TIME), LABEL, *own_context)
+    return F.xxhash64(F.lit(_ORDER_SEED), USER, ITEM, F.unix_micros(TIME), *schema.outcomes, *own_context)
 
 
 def _staged(schema: Schema) -> pa.Schema:
-    marks = [pa.field(LABEL, pa.int32()), pa.field(USER_KEY, pa.int64()), pa.field(MASKED, pa.int32()),
-             pa.field(UNSEEN, pa.int32())]
+    marks = [*(pa.field(name, pa.int32()) for name in schema.outcomes), pa.field(USER_KEY, pa.int64()),
+             pa.field(MASKED, pa.int32()), pa.field(UNSEEN, pa.int32())]
     head = [pa.field(_SPLIT, pa.string()), pa.field(_FILE, pa.int32()), pa.field(_ORDER, pa.int64())]
     return pa.schema([*head, *encoded_schema(schema), *marks])
 
@@ -214,7 +218,7 @@ def _encode_batches(schema: Schema, folder: str) -> Callable[[Iterable[pa.Record
             codes = to_arrow(encode(batch, encoders))
             columns = dict(zip(codes.schema.names, codes.columns))
             columns[USER_KEY] = pa.array(stable_hash(batch.column(USER)).view("int64"))
-            for name in (_SPLIT, _FILE, _ORDER, LABEL, MASKED, UNSEEN):
+            for name in (_SPLIT, _FILE, _ORDER, *schema.outcomes, MASKED, UNSEEN):
                 columns[name] = batch.column(name)
             yield pa.RecordBatch.from_arrays([columns[name] for name in names], schema=_staged(schema))
     return encoded

@@ -16,7 +16,7 @@ from pyspark.sql.types import IntegerType
 
 from mail_core.errors import InputError
 from mail_core.schema.arrow import features_schema, raw_fields
-from mail_core.schema.definition import DAY, ITEM, LABEL, TIME, USER, Feature, Schema, Snapshot
+from mail_core.schema.definition import DAY, ITEM, TIME, USER, Feature, Schema, Snapshot
 from mail_core.spark.context_features import derive, earliest_moments
 from mail_core.spark.sequences import Spans, partition_count, read_partition, slices, timeline
 
@@ -106,7 +106,8 @@ def build_features(schema: Schema, impressions: DataFrame, behaviors: DataFrame,
         check_columns(schema, role, table)
     log = schema.impressions
     rows = impressions.select(DAY, F.col(log.user).alias(USER), F.col(log.time).alias(TIME),
-                              F.col(log.item).alias(ITEM), F.col(log.label).cast(IntegerType()).alias(LABEL),
+                              F.col(log.item).alias(ITEM),
+                              *(F.col(c).cast(IntegerType()).alias(name) for name, c in schema.outcomes.items()),
                               *(F.col(f.column).alias(f.name) for f in schema.group("context") if not f.derive))
     rows = with_snapshots(schema, rows, users, items)
     parallelism = impressions.sparkSession.sparkContext.defaultParallelism
@@ -134,8 +135,13 @@ def check_columns(schema: Schema, role: str, table: DataFrame) -> None:
 def with_snapshots(schema: Schema, rows: DataFrame, users: DataFrame, items: DataFrame) -> DataFrame:
     """`rows` (DAY, USER, ITEM, ...) with every user and item feature's raw value as of the row's DAY."""
     # Items first: their table is the one that may be too large to broadcast, and rows are narrow as yet.
-    rows = _with_snapshot(rows, items, schema.items, ITEM, schema.group("item"))
+    rows = with_items(schema, rows, items)
     return _with_snapshot(rows, users, schema.users, USER, schema.group("user"))
+
+
+def with_items(schema: Schema, rows: DataFrame, items: DataFrame) -> DataFrame:
+    """`rows` (DAY, ITEM, ...) with every item feature's raw value as of the row's DAY."""
+    return _with_snapshot(rows, items, schema.items, ITEM, schema.group("item"))
 
 
 def _with_snapshot(rows: DataFrame, snapshots: DataFrame, raw: Snapshot, key: str,

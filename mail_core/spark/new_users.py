@@ -16,6 +16,16 @@ def with_new_users(rows: DataFrame, schema: Schema, mode: NewUserMode) -> DataFr
 
     The same users are masked on every day and by every engine (`NewUserMode.is_masked`); `natural` masks nobody.
     """
+    marked = marked_rows(rows, mode)
+    if not mode.fraction:
+        return marked
+    return marked.withColumns({
+        column: F.when(F.col(MASKED) == 1, F.array().cast(rows.schema[column].dataType)).otherwise(F.col(column))
+        for column in schema.behavior_vocabularies})
+
+
+def marked_rows(rows: DataFrame, mode: NewUserMode) -> DataFrame:
+    """`rows` as they are, and int column `masked` at the end: whose behaviour the mode removes."""
     if not mode.fraction:
         return rows.withColumn(MASKED, F.lit(0))
 
@@ -24,7 +34,4 @@ def with_new_users(rows: DataFrame, schema: Schema, mode: NewUserMode) -> DataFr
         return pd.Series(mode.is_masked(pa.Array.from_pandas(users)).astype("int32"))
 
     # The user column alone goes through Python; the lists stay in the JVM.
-    marked = rows.withColumn(MASKED, masked(F.col(USER)))
-    return marked.withColumns({
-        column: F.when(F.col(MASKED) == 1, F.array().cast(rows.schema[column].dataType)).otherwise(F.col(column))
-        for column in schema.behavior_vocabularies})
+    return rows.withColumn(MASKED, masked(F.col(USER)))

@@ -227,7 +227,11 @@ def _label_problem(raw: RawFile) -> SparkColumn:
     if raw.negative_label is not None:
         negative = F.col(raw.negative_label)
         wrong = wrong | ~negative.isin(0, 1) | (label == negative)
-    return F.when(wrong, "contradictory_label")
+    problem = F.when(wrong, "contradictory_label")
+    if raw.conversion is None:
+        return problem
+    conversion = F.col(raw.conversion)
+    return problem.when(~conversion.isin(0, 1) | (conversion > label), "contradictory_conversion")
 
 
 def _time_problem(column: str, schema: Schema, delivery: date | None) -> SparkColumn:

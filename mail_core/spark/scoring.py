@@ -98,7 +98,8 @@ def replace_scores(schema: Schema, lake: Lake, request: ScoreRequest) -> ScoreSu
 
 def score_candidates(schema: Schema, candidates: Candidates, behaviors: DataFrame, users: DataFrame, items: DataFrame,
                      day: date, package: PackageHandle) -> DataFrame:
-    """USER, ITEM, ctr, is_new_user of every candidate, (USER, ITEM) unique.
+    """USER, ITEM, ctr, is_new_user of every candidate, (USER, ITEM) unique; cvr and ctcvr, too, where the schema names
+    conversions, NULL by a version without them.
 
     Sequences stand as of `day` 00:00 local, profiles and items as of the day before (static ones: the newest), which is
     what a run on that morning knows. Users and items never seen, or without a row, are scored from what is there.
@@ -162,6 +163,7 @@ def _scores_schema(schema: Schema) -> pa.Schema:
     return pa.schema([pa.field(USER, column_type(log.column(log.user)), nullable=False),
                       pa.field(ITEM, column_type(log.column(log.item)), nullable=False),
                       pa.field("ctr", pa.float64(), nullable=False),
+                      *(pa.field(name, pa.float64()) for name in schema.conversion_scores),
                       pa.field("is_new_user", pa.bool_(), nullable=False)])
 
 
@@ -198,10 +200,12 @@ def _scored(schema: Schema, package: Package, index: BehaviorIndex, candidates: 
     users = pa.table({**dict(zip(attributes.column_names, attributes.columns)), **index.gather(spans)})
     targets = {f.name: candidates.column(f.name) for group in ("context", "item") for f in schema.group(group)
                if not f.derive}
-    ctr_B = package.predict_candidates(users, user_index_B,
-                                       pa.table({**targets, **derived_context(schema, candidates.column(TIME))}))
-    return pa.table({USER: candidates.column(USER), ITEM: candidates.column(ITEM), "ctr": ctr_B,
-                     "is_new_user": (spans.lengths_B == 0)[user_index_B]})
+    scores = package.score_candidates(users, user_index_B,
+                                      pa.table({**targets, **derived_context(schema, candidates.column(TIME))}))
+    columns = {USER: candidates.column(USER), ITEM: candidates.column(ITEM), "ctr": scores.ctr, "cvr": scores.cvr,
+               "ctcvr": scores.ctcvr, "is_new_user": (spans.lengths_B == 0)[user_index_B]}
+    return pa.table([pa.nulls(candidates.num_rows) if columns[name] is None else columns[name]
+                     for name in _scores_schema(schema).names], names=_scores_schema(schema).names)
 
 
 def _check_unique(candidates: pa.Table) -> None:

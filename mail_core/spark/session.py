@@ -19,6 +19,10 @@ from pyspark.sql import SparkSession
 from mail_core.errors import InputError
 
 JARS_VARIABLE = "MAIL_SPARK_JARS"
+_BROADCAST = 10 * 2 ** 20
+"""Spark's own limit of the files of a table that a join broadcasts, bytes."""
+_UNPACKED = 16
+"""How many times as large as its files a table is taken to be on its way through the driver."""
 logger = logging.getLogger(__name__)
 _EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 _CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
@@ -42,7 +46,7 @@ def spark_session(app: str) -> SparkSession:
     if not running:
         conf.setIfMissing("spark.master", "local[*]")
         conf.setIfMissing("spark.app.name", app)
-        for key, value in _defaults(conf).items():
+        for key, value in {**_defaults(conf), **_broadcasts(SparkContext._jvm, conf)}.items():
             conf.setIfMissing(key, value)
         if not sys.stderr.isatty():
             conf.set("spark.ui.showConsoleProgress", "false")
@@ -71,6 +75,14 @@ def _defaults(conf: SparkConf) -> dict[str, str]:
                      # Delta replays its log in 50 partitions otherwise: seconds for each look at a small table.
                      "spark.databricks.delta.snapshotPartitions": "2"}
     return settings
+
+
+def _broadcasts(jvm: Any, conf: SparkConf) -> dict[str, str]:
+    """Joins broadcast only what passes a driver with a small `spark.driver.maxResultSize`: a table is collected there
+    on its way, and is many times its files' size then."""
+    limit = jvm.org.apache.spark.network.util.JavaUtils.byteStringAsBytes(conf.get("spark.driver.maxResultSize", "1g"))
+    share = limit // _UNPACKED
+    return {"spark.sql.autoBroadcastJoinThreshold": str(share)} if 0 < share < _BROADCAST else {}
 
 
 def _with(setting: str | None, entries: list[str]) -> str:

@@ -10,19 +10,20 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from mail_core.loading.manifest import SPLITS
-from mail_core.schema.definition import ITEM, LABEL, MASKED, UNSEEN, USER, Schema
+from mail_core.schema.definition import CONVERSION, ITEM, LABEL, MASKED, UNSEEN, USER, Schema
 
 SPLIT, LENGTH = "split", "length"
 
 
 class UserRows:
-    """The narrow columns that the counts need (split, user, item, label, length of the sequence, masked), kept while
+    """The narrow columns that the counts need (split, user, item, outcomes, length of the sequence, masked), kept while
     they are used: several counts read them.
     """
 
     def __init__(self, rows: DataFrame, schema: Schema, split_column: str):
         length = F.coalesce(F.size(schema.action_column), F.lit(0))
-        self._frame = rows.select(F.col(split_column).alias(SPLIT), USER, ITEM, LABEL, length.alias(LENGTH), MASKED)
+        self._frame = rows.select(F.col(split_column).alias(SPLIT), USER, ITEM, *schema.outcomes, length.alias(LENGTH),
+                                  MASKED)
 
     def __enter__(self) -> DataFrame:
         return self._frame.persist(StorageLevel.MEMORY_AND_DISK)
@@ -38,12 +39,15 @@ def unseen_users(light: DataFrame, test_split: str) -> DataFrame:
 
 
 def export_statistics(light: DataFrame, newcomers: DataFrame, schema: Schema) -> dict[str, Any]:
-    """Table 1 under its own keys, and `splits`: split -> rows, clicks, ctr and the share of rows of each cohort."""
+    """Table 1 under its own keys, and `splits`: split -> rows, clicks, ctr, the share of rows of each cohort, and
+    conversions where the schema names them."""
     new = F.col(LENGTH) == 0
-    marks = {"clicks": F.col(LABEL) == 1, "old": ~new, "new": new, "new_masked": new & (F.col(MASKED) == 1),
+    totals = {n: column for n, column in (("clicks", LABEL), ("conversions", CONVERSION)) if column in schema.outcomes}
+    marks = {"old": ~new, "new": new, "new_masked": new & (F.col(MASKED) == 1),
              "new_natural": new & (F.col(MASKED) == 0), "unseen": F.col(UNSEEN).isNotNull()}
     by_split = light.join(newcomers, USER, "left").groupBy(SPLIT).agg(
         F.count("*").alias("rows"), F.sum(LENGTH).alias("behaviors"),
+        *(F.sum(column).alias(name) for name, column in totals.items()),
         *(F.count(F.when(condition, 1)).alias(name) for name, condition in marks.items())).collect()
     users = light.groupBy(USER).agg(F.max(new.cast("int")).alias("new")).agg(
         F.count("*").alias("users"), F.coalesce(F.sum("new"), F.lit(0)).alias("new")).first()
@@ -56,10 +60,9 @@ def export_statistics(light: DataFrame, newcomers: DataFrame, schema: Schema) ->
         "user_attributes": len(schema.group("user")), "context_features": len(schema.group("context")),
         "average_behavior_length": sum(row["behaviors"] for row in by_split) / old_rows if old_rows else 0.0,
         "item_features": len(schema.group("item")),
-        "splits": {split: {"rows": counted[split]["rows"], "clicks": counted[split]["clicks"],
+        "splits": {split: {"rows": counted[split]["rows"], **{name: counted[split][name] for name in totals},
                            "ctr": counted[split]["clicks"] / counted[split]["rows"],
-                           "share": {name: counted[split][name] / counted[split]["rows"]
-                                     for name in marks if name != "clicks"}}
+                           "share": {name: counted[split][name] / counted[split]["rows"] for name in marks}}
                    for split in SPLITS if split in counted},
     }
 

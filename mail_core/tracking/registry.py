@@ -23,6 +23,7 @@ from mail_core.errors import InputError
 from mail_core.package.store import load_package
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import Schema
+from mail_core.tracking.descriptions import version_description
 
 PACKAGE_ARTIFACT = "package"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "torch")
@@ -69,6 +70,7 @@ def register_package(package_folder: Path | str, name: str, alias: str | None = 
             signature=signature(package.schema), input_example=package.input_example.to_pandas())
         version = str(info.registered_model_version)
     # The version is there from here on, so that a run killed between these lines does the rest when it goes on.
+    client.update_model_version(name, version, description=version_description(package.lineage, package.metrics))
     for key, value in (tags or {}).items():
         client.set_model_version_tag(name, version, key, value)
     if alias:

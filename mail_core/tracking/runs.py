@@ -17,6 +17,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mail_core.errors import InputError
 from mail_core.lake.files import local_path
@@ -91,7 +92,7 @@ class TrackedRun:
         mlflow.set_tags(dict(values))
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Keep a local file, under `folder` of the run's artifacts."""
+        """Keep a local file, or a folder with what is in it, under `folder` of the run's artifacts."""
         mlflow.log_artifact(str(path), artifact_path=folder, run_id=self.run_id)
 
     def text(self, text: str, file: str) -> None:
@@ -100,14 +101,17 @@ class TrackedRun:
 
 
 @contextmanager
-def tracked_run(name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None) -> Iterator[TrackedRun]:
+def tracked_run(name: str, tags: Mapping[str, str] | None = None, run_id: str | None = None,
+                parent: str | None = None) -> Iterator[TrackedRun]:
     """A run in the experiment of `configure_tracking`; it ends FINISHED, or FAILED where the body raises.
 
-    `run_id` is a run to go on with; where the store does not have it, a new one begins.
+    `run_id` is a run to go on with; where the store does not have it, a new one begins. `parent` is the run that it is
+    nested in.
     """
     before = None if run_id is None else _run(run_id)
     continued = before.info.run_id if before is not None and before.info.lifecycle_stage == "active" else None
-    with mlflow.start_run(run_id=continued, run_name=name, tags=dict(tags or {})) as run:
+    nested = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
+    with mlflow.start_run(run_id=continued, run_name=name, tags={**(tags or {}), **nested}) as run:
         recorded = frozenset() if before is None or continued is None else _recorded(before)
         yield TrackedRun(run.info.run_id, recorded)
 
@@ -117,6 +121,44 @@ def end_run_killed(run_id: str) -> None:
     run = _run(run_id)
     if run is not None and run.info.status == "RUNNING":
         MlflowClient().set_terminated(run_id, "KILLED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """A run of before, as the store has it."""
+
+    run_id: str
+    seconds: float
+    """From its start to its end; 0 where it has not ended."""
+    finished: bool
+
+
+def found_run(experiment: str, tags: Mapping[str, str], finished: bool = True) -> FoundRun | None:
+    """The newest run of the experiment that has all `tags`, among the finished ones or among all."""
+    client = MlflowClient()
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return None
+    wanted = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    wanted += ["attributes.status = 'FINISHED'"] if finished else []
+    runs = client.search_runs([known.experiment_id], " AND ".join(wanted), max_results=1,
+                              order_by=["attributes.start_time DESC"])
+    if not runs:
+        return None
+    info = runs[0].info
+    return FoundRun(run_id=info.run_id, seconds=max((info.end_time or 0) - info.start_time, 0) / 1000,
+                    finished=info.status == "FINISHED")
+
+
+def curve(run_id: str, figure: str) -> list[tuple[int, float]]:
+    """(step, value) of a figure of a run, in the order of the steps."""
+    return sorted((point.step, point.value) for point in MlflowClient().get_metric_history(run_id, figure))
+
+
+def local_artifact(run_id: str, path: str) -> Path | None:
+    """A local copy of a run's artifact (the artifact itself, where the store is local); None where it has none such."""
+    listed = {file.path for file in MlflowClient().list_artifacts(run_id)}
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)) if path in listed else None
 
 
 def _run(run_id: str) -> Run | None:

@@ -11,10 +11,10 @@ from typing import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mail_core.loading.batches import epoch_batches
+from mail_core.models.esmm import ranking_losses
 from mail_core.models.fields import pool_behavior
 from mail_core.models.llae import Llae
 from mail_core.models.mail import MailModel
@@ -33,8 +33,8 @@ PAIRS_OF_A_STEP = 1024
 
 logger = logging.getLogger(__name__)
 Chunk = Mapping[str, np.ndarray]
-Rows = tuple[dict[str, Tensor], Tensor]
-"""Encoded columns and labels."""
+Rows = tuple[dict[str, Tensor], Tensor, Tensor | None]
+"""Encoded columns, labels, and conversions where there are any."""
 
 
 def fit_cold_start(model: MailModel, export: Export, splits: tuple[str, ...], seed: int, ranks: Ranks) -> None:
@@ -127,16 +127,16 @@ def meta_loss(model: MailModel, cold: Rows, warm: Rows) -> Tensor:
     """
     meta = model.cold_start
     assert isinstance(meta, MetaEmb)
-    inputs, labels = [], []
-    for encoded, labels_N in (cold, warm):
+    inputs, outcomes = [], []
+    for encoded, labels_N, conversions_N in (cold, warm):
         action = model.layout.action.name
         with torch.no_grad():
             inputs.append(model.tables.gather({**encoded, action: torch.zeros_like(encoded[action])}).inputs)
-        labels.append(labels_N)
+        outcomes.append((labels_N, conversions_N))
 
     def losses_N(of: int, phi_ND: Tensor) -> Tensor:
         x = replace(inputs[of], a_BAD=meta.with_identity(inputs[of].a_BAD, phi_ND))
-        return F.binary_cross_entropy_with_logits(model.ranking(x).logits_B, labels[of], reduction="none")
+        return ranking_losses(model.ranking(x), *outcomes[of])
 
     phi_ND = meta(inputs[0].a_BAD)
     cold_N = losses_N(0, phi_ND)
@@ -147,4 +147,4 @@ def meta_loss(model: MailModel, cold: Rows, warm: Rows) -> Tensor:
 
 def _rows(chunk: Chunk, rows: np.ndarray, ranks: Ranks) -> Rows:
     batch = to_tensors({name: column[rows] for name, column in chunk.items()}, ranks.device)
-    return batch.encoded, batch.labels_B
+    return batch.encoded, batch.labels_B, batch.conversions_B

@@ -15,9 +15,9 @@ from torch import Tensor
 from mail_core.encoding.encoders import Encoders
 from mail_core.errors import InputError
 from mail_core.loading.manifest import Manifest, read_manifest
-from mail_core.schema.definition import FIRST_CODE, LABEL, MASKED, UNKNOWN, UNSEEN, USER_KEY, WEIGHT, Schema
+from mail_core.schema.definition import CONVERSION, FIRST_CODE, LABEL, MASKED, UNKNOWN, UNSEEN, USER_KEY, WEIGHT, Schema
 
-ROW_COLUMNS = (LABEL, WEIGHT, USER_KEY, MASKED, UNSEEN)
+ROW_COLUMNS = (LABEL, CONVERSION, WEIGHT, USER_KEY, MASKED, UNSEEN)
 """What a batch holds beside the encoded columns."""
 HELD_OUT_OF = 10
 """A user in so many, by the hash that is the user's key, is held out."""
@@ -55,13 +55,19 @@ class TensorBatch:
     """float32, 1 for a real row, 0 for a filler."""
     held_out_B: Tensor
     """bool, the rows of one user in ten: a gated zero-shot tower does not learn from them."""
+    conversions_B: Tensor | None
+    """float32, 0 or 1; None where the schema names no conversion."""
 
 
 def to_tensors(batch: Mapping[str, np.ndarray], device: torch.device) -> TensorBatch:
     """Copy a batch of `epoch_batches` to the device; user keys and flags stay behind, no model reads them."""
     tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items() if name not in ROW_COLUMNS}
-    return TensorBatch(encoded=tensors,
-                       labels_B=torch.from_numpy(batch[LABEL]).to(device=device, dtype=torch.float32),
+
+    def outcome(name: str) -> Tensor:
+        return torch.from_numpy(batch[name]).to(device=device, dtype=torch.float32)
+
+    return TensorBatch(encoded=tensors, labels_B=outcome(LABEL),
+                       conversions_B=outcome(CONVERSION) if CONVERSION in batch else None,
                        weights_B=torch.from_numpy(batch[WEIGHT]).to(device),
                        held_out_B=torch.from_numpy(batch[USER_KEY] % HELD_OUT_OF == 0).to(device))
 

@@ -15,6 +15,7 @@ from mail_core.loading.batches import epoch_batches
 from mail_core.loading.manifest import TRAIN, VALIDATION
 from mail_core.loading.plan import rank_plan
 from mail_core.models.embeddings import EmbeddingLayout
+from mail_core.models.esmm import Esmm
 from mail_core.models.mail import MailModel
 from mail_core.training.checkpoints import Checkpoints, Position
 from mail_core.training.cold_start import fit_cold_start
@@ -104,6 +105,8 @@ def train(export: Export, splits: tuple[str, ...], epochs: int, config: Training
     further. It starts afresh, or goes on from the checkpoint of this phase."""
     model = build_model(export, config, ranks)
     model.ranking.set_prior(export.manifest.click_rate(*splits))
+    if isinstance(model.ranking, Esmm):
+        model.ranking.set_conversion_prior(export.manifest.conversion_rate(*splits))
     step = TrainStep(model, config, ranks)
     # From here on every rank draws its own dropout, and its own unknown IDs.
     rank_seed = config.seed + _SEED_STRIDE * (ranks.rank + 1)
@@ -127,7 +130,7 @@ def train(export: Export, splits: tuple[str, ...], epochs: int, config: Training
             for at, arrays in enumerate(islice(batches, done, None) if done < steps[epoch] else (), done + 1):
                 batch = to_tensors(arrays, ranks.device)
                 progress.advance(step(drop_ids(batch.encoded), batch.labels_B, batch.weights_B,
-                                      batch.held_out_B))
+                                      batch.held_out_B, batch.conversions_B))
                 # Right after a point of the curves, which then go on as they would have done.
                 if progress.steps % CURVE_STEPS == 0 and at < steps[epoch] and checkpoints.due():
                     checkpoints.save(Position(phase=phase, epoch=epoch, steps=at), state)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from datetime import date
 
 from mail_core.errors import InputError
 from mail_core.job import dataset_parser
 from mail_core.lake.files import validated_lake_uri
 from mail_core.models.alignment import ALIGNMENTS, KERNELS
+from mail_core.models.esmm import HEADS
 from mail_core.models.fields import POOLINGS
+from mail_core.models.mail import MailConfig
 from mail_core.schema.reader import load_schema
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config
 from mail_core.training.run import TrainRequest, request_like
 
 PRESET, TOWER, METHOD, RESUME, LIKE = "paper", "base_dnn", "base", "--resume", "--like"
+UNREGISTERED, PARENT_RUN = "--unregistered", "--parent-run"
 SETTINGS = ("seed", "batch_size", "learning_rate", "embedding_optimizer")
 """Options that are fields of TrainingConfig, with their defaults there."""
-TOLD = ("schema", "end_date", "new_users", "preset", "tower", "cold_start", "pooling", "alignment", "kernel", "joint",
-        "epochs", *SETTINGS)
+TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_start", "pooling", "alignment", "kernel",
+        "joint", "epochs", *SETTINGS)
 """Options that a version's lineage tells, too. The parser leaves None where one is not given."""
 
 
 def request_of(args: argparse.Namespace) -> TrainRequest:
     """The training that the parsed options ask for. Raises InputError where they do not fit together."""
-    return _new_request(args) if args.like is None else _like_request(args)
+    request = _new_request(args) if args.like is None else _like_request(args)
+    return replace(request, registered=not args.unregistered, parent_run=args.parent_run)
 
 
 def _new_request(args: argparse.Namespace) -> TrainRequest:
@@ -33,7 +38,8 @@ def _new_request(args: argparse.Namespace) -> TrainRequest:
         raise InputError(f"--schema and --end-date: both are needed without {LIKE}")
     preset = args.preset or PRESET
     model = model_config(preset, args.tower or TOWER, args.cold_start or METHOD, pooling=args.pooling,
-                         alignment=args.alignment, kernel=args.kernel, joint=bool(args.joint))
+                         alignment=args.alignment, kernel=args.kernel, joint=bool(args.joint),
+                         head=args.head or MailConfig.head)
     return TrainRequest(
         schema=load_schema(args.schema), lake_uri=validated_lake_uri(args.lake), end_date=args.end_date,
         new_users=args.new_users, preset=preset, model_name=args.model_name, tracking_uri=args.tracking_uri,
@@ -60,6 +66,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--ranks", type=int, help=f"processes to start here (default: 1; with {LIKE} as many as then; "
                         "under torchrun: torchrun's)")
     result.add_argument("--tower", help=f"ranking tower (default: {TOWER})")
+    result.add_argument("--head", choices=HEADS, help="CTR alone, or CTR and CVR by ESMM, where the schema names a "
+                        f"conversion label (default: {MailConfig.head})")
     result.add_argument("--cold-start", choices=METHODS, help="for new users: nothing, a variant of MAIL (base: the "
                         f"paper's), or a peer of MAIL's (default: {METHOD})")
     result.add_argument("--pooling", choices=POOLINGS, help="of behaviour, where the tower pools it (default: sum; "
@@ -78,6 +86,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
                         help=f"default: {TrainingConfig.embedding_optimizer}")
     result.add_argument("--model-name", help="name in the registry; default: from schema, "
                         "method and tower, such as SCHEMA-mail-TOWER")
+    result.add_argument(UNREGISTERED, action="store_true", help="a trial: keep the version as the artifact package/ of "
+                        "its MLflow run, and register nothing")
+    result.add_argument(PARENT_RUN, metavar="ID", help="MLflow run that this one is nested in")
     result.add_argument("--tracking-uri", help="MLflow's store; default: SQLite beside a local lake")
     result.add_argument(RESUME, action="store_true", help="go on from the last checkpoint of the same command")
     result.add_argument("--checkpoint-seconds", type=float, default=TrainRequest.checkpoint_seconds,

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import auc
 from mail_core.loading.batches import epoch_batches
 from mail_core.loading.plan import rank_plan
+from mail_core.models.esmm import Esmm
 from mail_core.models.inputs import TowerInputs
 from mail_core.models.mail import MailModel
-from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY, WEIGHT
+from mail_core.schema.definition import CONVERSION, LABEL, MASKED, UNSEEN, USER_KEY, WEIGHT
 from mail_core.training.data import Export, to_tensors
 from mail_core.training.exchange import gather_rows
 from mail_core.training.ranks import Ranks
@@ -27,6 +29,8 @@ BATCH_ROWS = 4096
 VIRTUAL_VARIANTS = ("permuted", "zeroed")
 """Virtual behaviour exchanged among a batch's new rows, or set to zero: the difference shows what it carries."""
 _PLAIN = ("probability", LABEL, USER_KEY, "is_new", MASKED, UNSEEN)
+_CONVERSIONS = ("cvr", CONVERSION)
+"""Also a row's, of the head `esmm`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,13 @@ class Predictions:
     unseen: np.ndarray
     variants: Mapping[str, np.ndarray] = field(default_factory=dict)
     """VIRTUAL_VARIANTS -> (N,) probabilities with the new rows' virtual behaviour changed so."""
+    cvr: np.ndarray | None = None
+    """(N,) float64 probability of a conversion after a click; None without the head `esmm`, likewise `conversions`."""
+    conversions: np.ndarray | None = None
+
+    def cohorts(self) -> dict[str, np.ndarray]:
+        """As of `cohort_masks`."""
+        return cohort_masks(self.is_new, self.masked, self.unseen)
 
 
 def predict(model: MailModel, export: Export, split: str, ranks: Ranks, variants: bool = False,
@@ -53,17 +64,20 @@ def predict(model: MailModel, export: Export, split: str, ranks: Ranks, variants
     Args:
         variants: also with virtual behaviour permuted and zeroed; a model that makes none has none of these.
     """
-    names = VIRTUAL_VARIANTS if variants and model.makes_behavior else ()
-    rows_NK = torch.cat([torch.empty(0, len(_PLAIN) + len(names), dtype=torch.int64, device=ranks.device),
+    altered = VIRTUAL_VARIANTS if variants and model.makes_behavior else ()
+    names = (*_PLAIN, *(_CONVERSIONS if isinstance(model.ranking, Esmm) else ()), *altered)
+    rows_NK = torch.cat([torch.empty(0, len(names), dtype=torch.int64, device=ranks.device),
                          *_scored(model, export, split, ranks, names, batch_rows)])
     gathered = gather_rows(rows_NK, ranks)
     if gathered is None:
         return None
     ordered_NK = _in_file_order([part.cpu().numpy() for part in gathered], export, split, batch_rows)
-    columns = dict(zip((*_PLAIN, *names), ordered_NK.T))
+    columns = dict(zip(names, ordered_NK.T))
     return Predictions(probabilities=_floats(columns["probability"]), labels=columns[LABEL],
                        user_keys=columns[USER_KEY], is_new=columns["is_new"], masked=columns[MASKED],
-                       unseen=columns[UNSEEN], variants={name: _floats(columns[name]) for name in names})
+                       unseen=columns[UNSEEN], variants={name: _floats(columns[name]) for name in altered},
+                       cvr=_floats(columns["cvr"]) if "cvr" in columns else None,
+                       conversions=columns.get(CONVERSION))
 
 
 def diagnostics(predictions: Predictions) -> dict[str, float | None]:
@@ -73,11 +87,23 @@ def diagnostics(predictions: Predictions) -> dict[str, float | None]:
     return {f"new_auc_virtual_{name}": auc(predictions.labels[new], values[new]) for name, values in scores.items()}
 
 
+def conversion_aucs(predictions: Predictions) -> dict[str, float | None]:
+    """By cohort the AUC of the CTCVR over all rows, and of the CVR over clicked rows; nothing without `esmm`."""
+    if predictions.cvr is None or predictions.conversions is None:
+        return {}
+    clicked, found = predictions.labels > 0, {}
+    for cohort, rows in predictions.cohorts().items():
+        ctcvr = (predictions.probabilities * predictions.cvr)[rows]
+        found[f"{cohort}/ctcvr_auc"] = auc(predictions.conversions[rows], ctcvr)
+        found[f"{cohort}/cvr_auc"] = auc(predictions.conversions[rows & clicked], predictions.cvr[rows & clicked])
+    return found
+
+
 @torch.inference_mode()
-def _scored(model: MailModel, export: Export, split: str, ranks: Ranks, variants: tuple[str, ...],
+def _scored(model: MailModel, export: Export, split: str, ranks: Ranks, names: tuple[str, ...],
             batch_rows: int) -> list[Tensor]:
-    """This rank's real rows, int64 (B, K) a batch: probabilities as the bits of their float64, so that one exact matrix
-    holds them beside 64-bit user keys."""
+    """This rank's real rows, int64 (B, K) a batch, the columns `names`: probabilities as the bits of their float64, so
+    that one exact matrix holds them beside 64-bit user keys."""
     model.eval()
     generator = torch.Generator().manual_seed(ranks.rank)
     scored = []
@@ -87,17 +113,20 @@ def _scored(model: MailModel, export: Export, split: str, ranks: Ranks, variants
             break  # only fillers are left, and no collective is waiting in this loop
         inputs = model.tables.gather(to_tensors(batch, ranks.device).encoded).inputs
         completed = model.complete(inputs)
-        known = {name: torch.from_numpy(batch[name]).to(ranks.device, torch.int64)
-                 for name in (LABEL, USER_KEY, MASKED, UNSEEN)}
-        columns = {**known, "probability": _bits(model, completed), "is_new": inputs.is_new_B.to(torch.int64)}
-        for name in variants:
-            columns[name] = _bits(model, _changed(completed, name, generator))
-        scored.append(torch.stack([columns[name] for name in (*_PLAIN, *variants)], dim=1))
+        output = model.ranking(completed)
+        columns = {name: torch.from_numpy(batch[name]).to(ranks.device, torch.int64)
+                   for name in (LABEL, CONVERSION, USER_KEY, MASKED, UNSEEN) if name in names}
+        columns |= {"probability": _bits(output.logits_B), "is_new": inputs.is_new_B.to(torch.int64)}
+        if output.conversion_logits_B is not None:
+            columns["cvr"] = _bits(output.conversion_logits_B)
+        for name in (n for n in VIRTUAL_VARIANTS if n in names):
+            columns[name] = _bits(model.ranking(changed(completed, name, generator)).logits_B)
+        scored.append(torch.stack([columns[name] for name in names], dim=1))
     return scored
 
 
-def _changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
-    """`inputs` with the virtual behaviour of one of VIRTUAL_VARIANTS."""
+def changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> TowerInputs:
+    """Completed `inputs` with their virtual behaviour changed as one of VIRTUAL_VARIANTS says."""
     virtual_N = inputs.is_virtual_B.nonzero().squeeze(1)
     v_NLD = inputs.v_BLD[virtual_N]
     if variant == "permuted":
@@ -108,8 +137,8 @@ def _changed(inputs: TowerInputs, variant: str, generator: torch.Generator) -> T
     return replace(inputs, v_BLD=inputs.v_BLD.index_copy(0, virtual_N, v_NLD))
 
 
-def _bits(model: MailModel, inputs: TowerInputs) -> Tensor:
-    return torch.sigmoid(model.ranking(inputs).logits_B.double()).view(torch.int64)
+def _bits(logits_B: Tensor) -> Tensor:
+    return torch.sigmoid(logits_B.double()).view(torch.int64)
 
 
 def _floats(bits_N: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ METHODS = (ALONE, *VARIANTS, *COLD_START)
 
 
 def model_config(preset: str, tower: str, method: str, *, pooling: str | None = None, alignment: str | None = None,
-                 kernel: str | None = None, joint: bool = False) -> MailConfig:
+                 kernel: str | None = None, joint: bool = False, head: str = MailConfig.head) -> MailConfig:
     """The model of a preset.
 
     Args:
@@ -94,6 +94,7 @@ def model_config(preset: str, tower: str, method: str, *, pooling: str | None = 
         pooling: of behaviour, `sum` or `mean`; None: the paper's sum, or the mean where a method's token needs it.
         alignment, kernel: of a variant of MAIL that aligns; None: the paper's.
         joint: see ZeroShotConfig.
+        head: see MailConfig.
 
     Raises:
         InputError: an unknown name, or a setting that the tower has not or the method cannot use.
@@ -115,13 +116,13 @@ def model_config(preset: str, tower: str, method: str, *, pooling: str | None = 
         pooling = "mean"
     if pooling is not None:
         tower_config = with_pooling(tower_config, pooling)
-    return MailConfig(tower=tower, dim=sizes.dim, tower_config=tower_config, zero_shot=zero_shot,
+    return MailConfig(tower=tower, head=head, dim=sizes.dim, tower_config=tower_config, zero_shot=zero_shot,
                       cold_start=COLD_START[method][0]() if method in COLD_START else None)
 
 
 def model_label(config: MailConfig) -> str:
     """What tells kinds of models apart: `base_dnn`, `mail-base_dnn` (the paper's MAIL), `mail-gated-din`,
-    `llae-emb_lr`; settings other than the defaults stand in it, too."""
+    `llae-emb_lr`, `mail-esmm-base_dnn`; settings other than the defaults stand in it, too."""
     paper, zero_shot, words = ZeroShotConfig(), config.zero_shot, []
     if config.cold_start_method is not None:
         words.append(config.cold_start_method)
@@ -129,7 +130,7 @@ def model_label(config: MailConfig) -> str:
         words += ["mail", *([zero_shot.variant] if zero_shot.variant != paper.variant else [])]
         words += [v for n in ("alignment", "kernel") if (v := getattr(zero_shot, n)) != getattr(paper, n)]
         words += ["joint"] if zero_shot.joint else []
-    words.append(config.tower)
+    words += [*([config.head] if config.head != MailConfig.head else []), config.tower]
     token = zero_shot is not None and zero_shot.parts.token
     if has_pooling(config.tower_config) and pooling_of(config.tower_config) == "mean" and not token:
         words.append("mean")

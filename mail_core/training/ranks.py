@@ -40,10 +40,12 @@ class Ranks:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-        # NCCL refuses two ranks on one GPU, so that all ranks of a machine go to the CPU where the GPUs do not suffice.
-        if torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size:
-            return cls(rank=rank, world_size=world_size, device=torch.device("cuda", local_rank))
-        return cls(rank=rank, world_size=world_size, device=torch.device("cpu"))
+        return cls(rank=rank, world_size=world_size, device=_device(local_rank, local_world_size))
+
+    @classmethod
+    def first_of(cls, world_size: int) -> Ranks:
+        """The first of so many ranks, as a launcher would start them on this machine."""
+        return cls(rank=0, world_size=world_size, device=_device(0, world_size))
 
     @property
     def is_first(self) -> bool:
@@ -76,3 +78,10 @@ class Ranks:
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
+
+
+def _device(local_rank: int, local_world_size: int) -> torch.device:
+    # NCCL refuses two ranks on one GPU, so that all ranks of a machine go to the CPU where the GPUs do not suffice.
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local_world_size:
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")

@@ -9,14 +9,14 @@ import tempfile
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 
 import torch
 from torch.utils import deterministic
 
 from mail_core.errors import InputError
-from mail_core.evaluation.cohorts import cohort_masks
 from mail_core.evaluation.metrics import CohortMetrics, cohort_metrics
+from mail_core.evaluation.promotion import CHALLENGER
 from mail_core.evaluation.tables import format_table
 from mail_core.lake.files import local_path
 from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, find_export, manifest_fingerprint,
@@ -28,11 +28,17 @@ from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, ru
 from mail_core.training.data import Export, open_export
 from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
 from mail_core.training.loop import Recorder, fit
-from mail_core.training.predict import Predictions, diagnostics, predict
+from mail_core.training.predict import Predictions, conversion_aucs, diagnostics, predict
 from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
 
-CHALLENGER = "challenger"
+if TYPE_CHECKING:
+    from mail_core.tracking.runs import TrackedRun
+
+RUN_KEY = "run_key"
+"""Tag of a run: what `request_key` gives, which tells whether another run would be the same training."""
+PACKAGE = "package"
+"""Artifact of a run whose version is not registered."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)
@@ -61,10 +67,17 @@ class TrainRequest:
     """Between two checkpoints within an epoch. They stand beside a local lake; a remote lake has none."""
     like: Original | None = None
     """The version that this is the training of, once more: its export is read, and no alias moves."""
+    registered: bool = True
+    """False: a trial, whose version is the artifact PACKAGE of its run and not in the registry."""
+    parent_run: str | None = None
+    """ID of the MLflow run that this one is nested in."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:
             raise InputError(f"checkpoint seconds: {self.checkpoint_seconds} (expected a number from 0)")
+        if self.config.model.head == "esmm" and self.schema.impressions.conversion is None:
+            raise InputError(f"head esmm: the schema {self.schema.name!r} names no conversion label "
+                             "(impressions.conversion)")
 
     @property
     def name(self) -> str:
@@ -117,7 +130,7 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         _trained(request, export, ranks, _record_nothing, _checkpoints(request, export, ranks))
         return f"rank {ranks.rank} of {ranks.world_size}"
     # MLflow takes seconds to import, and rank 0 alone needs it.
-    from mail_core.tracking.registry import register_package, validated_model_name
+    from mail_core.tracking.registry import validated_model_name
     from mail_core.tracking.runs import configure_tracking, end_run_killed, tracked_run
     name = validated_model_name(request.name)
     checkpoints = _checkpoints(request, export, ranks)
@@ -125,31 +138,42 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
     earlier = checkpoints.earlier_run
     if earlier is not None and not checkpoints.resume:
         end_run_killed(earlier)
-    with tracked_run(name, _tags(request, export), earlier if checkpoints.resume else None) as run:
+    tags = {**_tags(request, export), RUN_KEY: checkpoints.key}
+    with tracked_run(name, tags, earlier if checkpoints.resume else None, request.parent_run) as run:
         checkpoints.keep_run(run.run_id)
         run.params(_params(request, export, ranks))
         run.text(_manifest_text(export), MANIFEST)
         model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
         assert predictions is not None
         cohorts = _cohorts(predictions)
-        measured = {**diagnostics(predictions), **_gate(model)}
+        measured = {**diagnostics(predictions), **_gate(model), **conversion_aucs(predictions)}
         run.params({"epochs": epochs})
         run.metrics(_flat(cohorts, measured))
         metrics = {"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured}
         origin = lineage(request, export, ranks, epochs)
         with tempfile.TemporaryDirectory() as folder:
-            package = save_package(Path(folder) / "package", model=model, encoders=export.encoders, lineage=origin,
+            package = save_package(Path(folder) / PACKAGE, model=model, encoders=export.encoders, lineage=origin,
                                    metrics=metrics)
-            version = (register_package(package, name, CHALLENGER) if request.like is None
-                       else register_package(package, name, tags={"like": request.like.uri}))
+            title, kept = _keep(request, package, run, name)
     checkpoints.clear()  # last of all: until here --resume would finish what a killed run has left
-    title = f"{name} version {version}, {request.end_date}, new users {export.manifest.new_users}"
-    print(format_table({title: cohorts}))
-    print(f"registered models:/{name}/{version}", flush=True)
-    end = f" as {CHALLENGER}" if request.like is None else f", {_likeness(request.like, origin, metrics)}"
+    print(format_table({f"{title}, {request.end_date}, new users {export.manifest.new_users}": cohorts}))
+    print(kept, flush=True)
+    end = "" if request.like is None else f", {_likeness(request.like, origin, metrics)}"
     return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
-            f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, "
-            f"models:/{name}/{version} registered{end}")
+            f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, {kept}{end}")
+
+
+def _keep(request: TrainRequest, package: Path, run: TrackedRun, name: str) -> tuple[str, str]:
+    """Register the version, or keep it with the run: what it is called, and where it is, in words."""
+    from mail_core.tracking.registry import register_package
+    if not request.registered:
+        run.artifact(package)
+        return name, f"kept runs:/{run.run_id}/{PACKAGE}"
+    if request.like is not None:
+        version = register_package(package, name, tags={"like": request.like.uri})
+    else:
+        version = register_package(package, name, CHALLENGER)
+    return f"{name} version {version}", f"registered models:/{name}/{version}"
 
 
 def _likeness(like: Original, origin: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -201,10 +225,15 @@ def code_commit(checkout: Path) -> str:
         return "unknown"
 
 
+def request_key(request: TrainRequest, export: Export, ranks: Ranks) -> str:
+    """Hash of all that makes two runs the same training: configuration, export, ranks and device; not the commit."""
+    like = "" if request.like is None else request.like.uri  # it registers otherwise, as a trial does
+    return run_key(request.config, f"{_manifest_text(export)}{like}{'' if request.registered else PACKAGE}", ranks)
+
+
 def _checkpoints(request: TrainRequest, export: Export, ranks: Ranks) -> Checkpoints:
     """Those of this run. Raises InputError on one that it cannot go on from."""
-    like = "" if request.like is None else request.like.uri  # it registers otherwise
-    key = run_key(request.config, f"{_manifest_text(export)}{like}", ranks)
+    key = request_key(request, export, ranks)
     lake = local_path(request.lake_uri)
     folder = None if lake is None else lake.parent / CHECKPOINTS / request.name / key
     if folder is None and ranks.is_first:
@@ -227,8 +256,7 @@ def _record_nothing(values: Mapping[str, float], step: int) -> None:
 
 
 def _cohorts(predictions: Predictions) -> list[CohortMetrics]:
-    masks = cohort_masks(predictions.is_new, predictions.masked, predictions.unseen)
-    return cohort_metrics(predictions.labels, predictions.probabilities, predictions.user_keys, masks)
+    return cohort_metrics(predictions.labels, predictions.probabilities, predictions.user_keys, predictions.cohorts())
 
 
 def _flat(cohorts: list[CohortMetrics], measured: Mapping[str, float | None]) -> dict[str, float | None]:

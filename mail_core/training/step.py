@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mail_core.models.esmm import ranking_losses
 from mail_core.models.inputs import TowerInputs
 from mail_core.models.mail import MailModel
 from mail_core.models.zero_shot import ZeroShotTower
@@ -22,7 +22,8 @@ from mail_core.training.presets import TrainingConfig
 from mail_core.training.ranks import Ranks
 
 LOSSES = ("L_rt", "L_a", "L_v", "L_d")
-"""The curves of Figure 4: ranking (Eq. 13), attributes (Eq. 3), behaviour (Eq. 4), alignment (Eqs. 5-6)."""
+"""The curves of Figure 4: ranking (Eq. 13; both losses of ESMM), attributes (Eq. 3), behaviour (Eq. 4), alignment
+(Eqs. 5-6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class TrainStep:
         self.g_b_table = table_optimizer(config.embedding_optimizer, model.tables.weight, config.learning_rate)
 
     def __call__(self, encoded: Mapping[str, Tensor], labels_B: Tensor, weights_B: Tensor,
-                 held_out_B: Tensor | None = None) -> StepLosses:
+                 held_out_B: Tensor | None = None, conversions_B: Tensor | None = None) -> StepLosses:
         """Lines 3 to 9 of Algorithm 1 for one batch.
 
         Args:
@@ -71,6 +72,7 @@ class TrainStep:
             labels_B: float32, 0 or 1.
             weights_B: float32, 1 for a real row, 0 for a filler; some rank has a real row.
             held_out_B: True for rows whose users a gated zero-shot tower does not learn from; None: no such row.
+            conversions_B: float32, 0 or 1; the head `esmm` needs them.
         """
         gathered = self.model.tables.gather(encoded)
         inputs = gathered.inputs
@@ -86,8 +88,7 @@ class TrainStep:
             self._update_gate(inputs, old_B, held_out_B)
         # Detached, by the tower that G_A has just stepped; where it learns by the ranking loss, with the graph.
         output = self.ranking(self.model.complete(inputs, virtual_MKD))
-        losses_B = F.binary_cross_entropy_with_logits(output.logits_B, labels_B, reduction="none")
-        ranking_sum = (weights_B * losses_B).sum()
+        ranking_sum = (weights_B * ranking_losses(output, labels_B, conversions_B)).sum()
         # DDP averages over ranks: a share of the global mean on each rank therefore counts world-size times.
         loss = (ranking_sum + sum(output.auxiliary.values())) * (self.ranks.world_size / max(global_weight, 1.0))
         self._step_all(loss, terms.loss if terms is not None and self.by_ranking else None)

@@ -72,7 +72,8 @@ def main() -> None:
     export = open_export(find_export(str(LAKE), date(2017, 5, 13)), schema)
     rows = [row for part in sys.argv[1:] or ("zero_shot", "din") for row in lines(export, part)]
     body = ("`make quickstart`, then `python tests/benchmarks/bench_autocast_auc.py`: tiny preset, "
-            f"{EPOCHS} epochs, seeds 1 to {SEEDS}, mean and standard deviation; differences are paired by seed. {before} at the start.\n\n"
+            f"{EPOCHS} epochs, seeds 1 to {SEEDS}, mean and standard deviation; differences are paired by seed. "
+            f"{before} at the start.\n\n"
             + table(["part in bfloat16", "rows", "AUC, float32", "AUC, bfloat16", "difference"], rows))
     print(body)
     write_section("AUC with bfloat16", body)

@@ -266,9 +266,9 @@ def million(spark: SparkSession) -> None:
         took = time.perf_counter() - start
     if done.returncode != 0:
         logger.error("%s", done.stderr[-4_000:])
-    body = (f"`python tests/benchmarks/bench_features.py million`: {before}; one run of `jobs/build_features.py` on two "
-            "workers of one core, driver memory 1g, executor memory 768m, `spark.driver.maxResultSize` 8m; 5,000,000 "
-            "impressions of one day, one behaviour to each.\n\n"
+    body = (f"`python tests/benchmarks/bench_features.py million`: {before}; one run of `jobs/build_features.py` on "
+            "two workers of one core, driver memory 1g, executor memory 768m, `spark.driver.maxResultSize` 8m; "
+            "5,000,000 impressions of one day, one behaviour to each.\n\n"
             + (f"Passes in {took:.0f} s with the session's start:\n\n```\n{done.stdout.strip()}\n```"
                if done.returncode == 0 else f"Fails with code {done.returncode}."))
     _publish("Building features: a small driver", body)

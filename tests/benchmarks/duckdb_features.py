@@ -79,7 +79,8 @@ def query(way: str, raw: str, target: str, day: str) -> str:
     lists = ", ".join(f"coalesce({value}, []) AS {name}" for name, value in zip(LISTS, values))
     return QUERY.format(raw=raw, target=target, day=day, look_back=LOOK_BACK, offset=OFFSET,
                         sequences=SEQUENCES[way].format(length=LENGTH), joined=JOINED[way], lists=lists,
-                        profile=", ".join(f"p.{name}" for name in PROFILE), item=", ".join(f"a.{name}" for name in ITEM))
+                        profile=", ".join(f"p.{name}" for name in PROFILE),
+                        item=", ".join(f"a.{name}" for name in ITEM))
 
 
 def build(way: str, raw: str, target: str, day: str, threads: str) -> None:
@@ -95,7 +96,7 @@ def build(way: str, raw: str, target: str, day: str, threads: str) -> None:
 
 
 def check(files: list[str]) -> None:
-    """Rows, mean length of a sequence, and the sum of the rows' hashes; lists by their text, which holds their order."""
+    """Rows, mean length of a sequence, and the sum of the rows' hashes."""
     connection = duckdb.connect(config={"threads": 2})
     connection.execute("SET TimeZone = 'UTC'")
     hashes = ", ".join(f'"{name}"' for name in COLUMNS)

@@ -27,10 +27,10 @@ __all__ = ["BATCH", "CASES", "OPTIMIZERS", "ZERO_SHOT", "Batch", "batch_for", "b
 BATCH = 24
 """Rows of a rank's half."""
 CASES = [*((optimizer, "base_dnn") for optimizer in OPTIMIZERS),
-         *(("row_sparse", tower) for tower in TOWERS if tower != "base_dnn")]
-"""Embedding optimiser and ranking tower."""
-Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor]
-"""Encoded columns, labels, weights, held-out rows."""
+         *(("row_sparse", tower) for tower in (*TOWERS, "esmm") if tower != "base_dnn")]
+"""Embedding optimiser and ranking tower; `esmm` is two of base_dnn."""
+Batch = tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]
+"""Encoded columns, labels, weights, held-out rows, conversions."""
 _SMALL = ZeroShotConfig(hidden=(16, 8), latent=8, attention=4, dropout=0.0)
 ZERO_SHOT = {"dual": replace(_SMALL, variant="dual"), "joint": replace(_SMALL, variant="dual", joint=True),
              "none": replace(_SMALL, variant="none"), "single": replace(_SMALL, variant="single"),
@@ -47,7 +47,8 @@ def fresh_step(optimizer: str, ranks: Ranks, zero_shot: str | None = "dual", tow
     towers = {**PRESETS["tiny"].towers, "base_dnn": small,
               "dmr": DmrConfig(attention=8, hidden=(16, 8, 8), match_weight=1e-9)}  # the match loss is a rank's own
     layout = EmbeddingLayout.from_schema(small_schema(), small_encoders(small_schema()).vocabulary_sizes)
-    model = MailModel(MailConfig(tower=tower, dim=8, embedding_std=0.3, tower_config=towers[tower],
+    head, tower = ("esmm", "base_dnn") if tower == "esmm" else ("ctr", tower)
+    model = MailModel(MailConfig(tower=tower, head=head, dim=8, embedding_std=0.3, tower_config=towers[tower],
                                  zero_shot=None if zero_shot is None else ZERO_SHOT[zero_shot]), layout)
     model.ranking.eval()
     return TrainStep(model, TrainingConfig(model=model.config, embedding_optimizer=optimizer), ranks)
@@ -69,17 +70,18 @@ def batch_of(seed: int) -> Batch:
     first_old = np.argsort(arrays["behavior_btag"][:, 0] == 0, kind="stable")
     arrays = {name: array[first_old] for name, array in arrays.items()}
     batch = to_tensors({**arrays, WEIGHT: np.ones(2 * BATCH, dtype=np.float32)}, torch.device("cpu"))
-    return batch.encoded, batch.labels_B, batch.weights_B, batch.held_out_B
+    converted_B = torch.arange(2 * BATCH) % 3 > 0
+    return batch.encoded, batch.labels_B, batch.weights_B, batch.held_out_B, batch.labels_B * converted_B
 
 
 def batch_for(zero_shot: str, seed: int) -> Batch:
     """`batch_of`; all rows held out for the gated tower, whose alignment loss is a mean over one rank's rows."""
-    encoded, labels, weights, held_out = batch_of(seed)
-    return encoded, labels, weights, torch.ones_like(held_out) if zero_shot == "gated" else held_out
+    encoded, labels, weights, held_out, conversions = batch_of(seed)
+    return encoded, labels, weights, torch.ones_like(held_out) if zero_shot == "gated" else held_out, conversions
 
 
 def take(batch: Batch, rows: slice | Tensor) -> Batch:
     """Some rows of a batch."""
     encoded, *others = batch
-    labels, weights, held_out = (column[rows] for column in others)
-    return {name: column[rows] for name, column in encoded.items()}, labels, weights, held_out
+    labels, weights, held_out, conversions = (column[rows] for column in others)
+    return {name: column[rows] for name, column in encoded.items()}, labels, weights, held_out, conversions

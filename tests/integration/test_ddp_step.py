@@ -73,7 +73,7 @@ def test_a_gated_tower_does_not_learn_from_held_out_rows_and_every_row_gets_the_
     step, seen = fresh_step("row_sparse", Ranks.alone(), "gated"), []
     step.model.zero_shot.attribute_attention.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
     step.model.ranking.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    encoded, labels, weights, _ = batch_of(7)
+    encoded, labels, weights, *_ = batch_of(7)
     old = (encoded["behavior_btag"] > 0).any(1)
     held_out = torch.arange(len(labels)) % 3 == 0
     losses = step(encoded, labels, weights, held_out)
@@ -149,7 +149,7 @@ def test_new_rows_get_virtual_behavior_of_the_tower_just_stepped():
 
 def test_losses_are_reported_as_sums_over_their_rows():
     step = fresh_step("row_sparse", Ranks.alone())
-    encoded, _, weights, _ = batch = batch_of(6)
+    encoded, _, weights, *_ = batch = batch_of(6)
     with torch.no_grad():
         inputs = step.model.tables.gather(encoded).inputs
         old = ~inputs.is_new_B

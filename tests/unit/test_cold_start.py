@@ -10,6 +10,7 @@ import torch
 from encoded_batches import encoded_batch, layout_of, short_schema, small_config
 
 from mail_core.errors import InputError
+from mail_core.models.esmm import HEADS
 from mail_core.models.fields import pool_behavior
 from mail_core.models.llae import LlaeConfig
 from mail_core.models.mail import MailConfig, MailModel
@@ -22,23 +23,25 @@ LENGTHS = [5, 0, 2, 3, 0, 1]
 NEW = torch.tensor([n == 0 for n in LENGTHS])
 
 
-def model_of(peer: LlaeConfig | MetaEmbConfig) -> MailModel:
+def model_of(peer: LlaeConfig | MetaEmbConfig, head: str = "ctr") -> MailModel:
     torch.manual_seed(2)
-    model = MailModel(replace(small_config(zero_shot=False), cold_start=peer), layout_of(SCHEMA)).eval()
+    model = MailModel(replace(small_config(zero_shot=False), cold_start=peer, head=head), layout_of(SCHEMA)).eval()
     with torch.no_grad():
         for parameter in model.ranking.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
 
 
-def rows_of(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return encoded_batch(SCHEMA, LENGTHS, seed), (torch.arange(len(LENGTHS)) % 2).float()
+def rows_of(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Encoded rows, clicks and conversions, in float64."""
+    number = torch.arange(len(LENGTHS))
+    return encoded_batch(SCHEMA, LENGTHS, seed), (number % 2).double(), (number % 4 == 1).double()
 
 
-def test_the_meta_gradient_equals_finite_differences():
-    model = model_of(MetaEmbConfig(alpha=0.3, inner_learning_rate=0.5)).double()
+@pytest.mark.parametrize("head", HEADS)
+def test_the_meta_gradient_equals_finite_differences(head):
+    model = model_of(MetaEmbConfig(alpha=0.3, inner_learning_rate=0.5), head).double()
     meta, (cold, warm) = model.cold_start, (rows_of(1), rows_of(2))
-    cold, warm = ((encoded, labels.double()) for encoded, labels in (cold, warm))
     meta_loss(model, cold, warm).backward()
     weight, found = meta.generator.weight, meta.generator.weight.grad.clone()
     direction = torch.randn(weight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -62,7 +65,7 @@ def test_the_meta_loss_is_alpha_cold_plus_the_rest_warm_after_one_step():
     """Against the two losses computed one after the other, with the inner gradient by finite differences."""
     model = model_of(MetaEmbConfig(alpha=0.25, inner_learning_rate=0.5)).double()
     meta = model.cold_start
-    (cold, labels_a), (warm, labels_b) = ((e, y.double()) for e, y in (rows_of(1), rows_of(2)))
+    (cold, labels_a, _), (warm, labels_b, _) = rows_of(1), rows_of(2)
 
     def losses(encoded, labels, phi):
         hidden = {**encoded, "behavior_btag": torch.zeros_like(encoded["behavior_btag"])}
@@ -81,7 +84,8 @@ def test_the_meta_loss_is_alpha_cold_plus_the_rest_warm_after_one_step():
         step[:, d] = 1e-6
         slope[:, d] = (losses(cold, labels_a, phi + step) - losses(cold, labels_a, phi - step)) / 2e-6
     expected = 0.25 * losses(cold, labels_a, phi) + 0.75 * losses(warm, labels_b, phi - 0.5 * slope)
-    assert meta_loss_value(model, (cold, labels_a), (warm, labels_b)) == pytest.approx(float(expected.sum()), rel=1e-6)
+    found = meta_loss_value(model, (cold, labels_a, None), (warm, labels_b, None))
+    assert found == pytest.approx(float(expected.sum()), rel=1e-6)
 
 
 def test_pairs_are_disjoint_rows_of_one_user_and_leave_fillers_out():

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from mail_core.errors import InputError
 from mail_core.evaluation.behavior_fit import BehaviorFit
-from mail_core.evaluation.comparison import BootstrapConfig, _weighted_auc, _weighted_gauc, paired_differences
+from mail_core.evaluation.comparison import (BootstrapConfig, _weighted_auc, _weighted_gauc, loss_difference,
+                                             paired_differences)
 from mail_core.evaluation.metrics import METRICS, cohort_metrics, gauc, metrics_of, relative_improvement, user_aucs
 from mail_core.evaluation.tables import format_differences, format_table
 
@@ -134,6 +135,19 @@ def test_an_undefined_difference_is_none():
         assert all((d.difference, d.low, d.high) == (None, None, None) for d in found)
     improvements = {("new", "auc"): None, ("new", "gauc"): None}
     assert "[-, -]" in format_differences("a less b", found, improvements, 0.95)
+
+
+def test_the_difference_of_log_loss_by_hand_and_its_interval():
+    labels, model, against = np.array([1, 0, 0]), np.array([0.5, 0.2, 1.0]), np.array([0.25, 0.2, 1.0])
+    found = loss_difference("all", labels, model, against, np.array([1, 1, 2]))
+    assert found.metric == "logloss" and found.difference == pytest.approx((np.log(0.25) - np.log(0.5)) / 3)
+    # Draws are of two users: both, the first twice (a mean over two rows' -log 2 and 0), or the second twice (0).
+    assert (found.low, found.high) == (pytest.approx(-np.log(2) / 2), pytest.approx(0))
+    labels, logit, noisy, users = simulated(gain=1.0)
+    better = loss_difference("all", labels, *(1 / (1 + np.exp(-x)) for x in (logit, noisy)), users)
+    assert better.low < better.difference < better.high < 0
+    nothing = loss_difference("new", labels[:0], model[:0], model[:0], users[:0])
+    assert (nothing.difference, nothing.low, nothing.high) == (None, None, None)
 
 
 def test_a_bootstrap_without_draws_is_refused():

@@ -53,6 +53,20 @@ def test_the_chunk_size_does_not_change_the_ctr(package, chunk):
     np.testing.assert_allclose(package.predict(rows, chunk_rows=chunk), package.predict(rows), atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["base", "mean_token"])
+def test_with_virtual_behavior_switched_off_the_tower_reads_new_rows_as_they_are(tmp_path, alimama, variant):
+    package = load_package(small_package(tmp_path / "p", alimama, variant=variant))
+    rows = raw_rows(alimama, 80, seed=6)
+    inputs = package.model.tables.gather({n: torch.from_numpy(a) for n, a in encode(rows, package.encoders).items()})
+    alone = package.model.ranking(inputs.inputs).logits_B.sigmoid().numpy()
+    found, on = package.predict(rows, virtual_behavior=False), package.predict(rows)
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+    is_new = np.array([not values for values in rows.column("behavior_btag").to_pylist()])
+    assert 10 < is_new.sum() < 70 and np.abs(found - on)[is_new].max() > 1e-3
+    # A token stands behind every row's behaviour, virtual positions in new rows alone.
+    assert (np.abs(found - on)[~is_new].max() > 1e-3) == (variant == "mean_token")
+
+
 def test_no_rows_give_no_ctr(package):
     assert package.predict(raw_rows(package.schema, 0)).shape == (0,)
 

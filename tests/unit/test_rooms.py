@@ -15,6 +15,7 @@ ENGINES = {"pyspark", "delta", "mlflow", "petastorm"}
     ("mail_core.encoding.encode", ENGINES | {"torch", "sklearn"}),
     ("mail_core.package.store", ENGINES | {"sklearn"}),
     ("mail_core.loading.plan", ENGINES | {"torch"}),
+    ("mail_core.evaluation.page", ENGINES | {"torch", "sklearn", "matplotlib"}),
     ("mail_core.training.like", ENGINES | {"sklearn"}),
     ("mail_core.schema.reader", ENGINES | {"torch"}),
 ])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 import yaml
 
 from mail_core.errors import InputError
 from mail_core.schema.arrow import features_schema, input_schema, vocabulary_type
+from mail_core.schema.definition import Checks
 from mail_core.schema.reader import SCHEMAS, load_schema, parse_schema
 
 ALIMAMA = (SCHEMAS / "alimama.yaml").read_text(encoding="utf-8")
@@ -63,6 +67,45 @@ def test_fingerprint_ignores_comments_and_sees_content():
     assert parse_schema(changed("sequence_length", 50), "x").fingerprint != schema.fingerprint
 
 
+def test_checks_have_defaults_and_can_be_given_one_by_one():
+    assert load_schema("alimama").checks == Checks()
+    found = parse_schema(changed("checks", {"rows": [0, 3], "ignored": ["unknown.campaign_id"]}), "x").checks
+    assert found == Checks(rows=(0.0, 3.0), ignored=("unknown.campaign_id",))
+
+
+def test_a_schema_without_conversions_has_the_fingerprint_that_it_had_before_there_were_any():
+    schema = load_schema("alimama")
+    content = repr(replace(schema, text="")).replace("label='nonclk', conversion=None", "label='nonclk'")
+    assert "conversion" not in content
+    assert schema.fingerprint == hashlib.sha256(content.encode()).hexdigest()
+    named = load_schema("alimama_conversions")
+    unnamed = replace(named, impressions=replace(named.impressions, conversion=None))
+    assert len({schema.fingerprint, named.fingerprint, unnamed.fingerprint}) == 3
+
+
+def test_a_schema_that_extends_another_has_its_content_and_carries_the_whole_text():
+    base, schema = load_schema("alimama"), load_schema("alimama_conversions")
+    assert schema.outcomes == {"label": "clk", "conversion": "conv"} and base.outcomes == {"label": "clk"}
+    assert [c.name for c in schema.impressions.columns] == [*(c.name for c in base.impressions.columns), "conv"]
+    assert features_schema(schema).names == [*features_schema(base).names[:5], "conversion", *input_schema(base).names]
+    assert replace(schema, name=base.name, impressions=base.impressions) == base
+    again = parse_schema(schema.text, "a model version")
+    assert again == schema and again.fingerprint == schema.fingerprint and "extends" not in schema.text
+
+
+def test_what_a_schema_extends_extends_none_itself():
+    with pytest.raises(InputError, match="schema.extends: unknown key"):
+        parse_schema("extends: alimama_conversions\nname: third", "third.yaml")
+    with pytest.raises(InputError, match="schema 'nowhere'"):
+        parse_schema("extends: nowhere", "mine.yaml")
+
+
+def test_a_conversion_is_never_null():
+    columns = {"columns": {"conv": {"type": "int", "nulls": [""]}}, "conversion": "conv"}
+    with pytest.raises(InputError, match="impressions.conversion: column 'conv' can be NULL, expected 0 or 1"):
+        parse_schema(yaml.safe_dump({"extends": "alimama", "impressions": columns}), "mine.yaml")
+
+
 @pytest.mark.parametrize(("path", "value", "named"), [
     ("impresions", {}, "schema.impresions: unknown key"),
     ("users", None, "schema.users: required key is missing"),
@@ -76,6 +119,9 @@ def test_fingerprint_ignores_comments_and_sees_content():
     ("impressions.columns.pid.values", [4305481007], "impressions.columns.pid.values: 4305481007 is not a string"),
     ("impressions.columns.day", {"type": "int"}, "impressions.columns.day: the name 'day' is taken"),
     ("impressions.label", "click", "impressions.label: no column 'click'; columns: user, time_stamp"),
+    ("impressions.conversion", "conv", "impressions.conversion: no column 'conv'; columns: user, time_stamp"),
+    ("impressions.conversion", "pid", "impressions.conversion: column 'pid' is string, expected int"),
+    ("features.item.conversion", {"kind": "dense", "column": "price"}, "conversion: the pipeline takes"),
     ("impressions.time", "clk", "impressions.time: column 'clk' is int, expected epoch_seconds"),
     ("impressions.file", "../raw.csv", "impressions.file: '../raw.csv'"),
     ("impressions.delimiter", ",,", "impressions.delimiter"),
@@ -94,6 +140,13 @@ def test_fingerprint_ignores_comments_and_sees_content():
     ("serving.time", "8pm", "serving.time: expected a quoted local time"),
     ("serving.pid", 7, "serving.pid: 7 is not a string"),
     ("serving.scene", "x", "serving: expected time and each context feature"),
+    ("checks", {"row": [0.5, 2]}, "checks.row: unknown key; allowed: days, least_days, rows"),
+    ("checks", {"rows": [1.5, 2]}, "checks.rows: expected [least, most], multiples of the usual value such as [0.5"),
+    ("checks", {"ctr": ["low", 2]}, "checks.ctr: expected [least, most]"),
+    ("checks", {"null_rise": 2}, "checks.null_rise: 2 is not a share between 0 and 1"),
+    ("checks", {"days": 0}, "checks.days: 0 is below 1"),
+    ("checks", {"days": 2, "least_days": 3}, "checks.least_days: 3 of 2 days"),
+    ("checks", {"ignored": ["unknown.hour"]}, "checks.ignored: 'unknown.hour' is not one of rows, ctr, new_users"),
     ("retention_days.scores", 3, "retention_days.scores: 'scores' is not one of"),
 ])
 def test_departures_are_named_with_file_key_and_what_is_allowed(path, value, named):

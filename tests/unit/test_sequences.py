@@ -96,7 +96,8 @@ def test_spans_gathered_in_slices_equal_spans_gathered_at_once():
     assert sum(parts, []) == index.gather(spans)["cate"].to_pylist()
 
 
-@pytest.mark.parametrize("rows, parallelism, partitions", [(0, 2, 2), (10, 8, 8), (20_000_001, 4, 24), (2_600_000, 2, 4)])
+@pytest.mark.parametrize("rows, parallelism, partitions", [
+    (0, 2, 2), (10, 8, 8), (20_000_001, 4, 24), (2_600_000, 2, 4)])
 def test_partitions_hold_a_million_rows_at_most_and_as_many_on_every_core(rows, parallelism, partitions):
     assert partition_count(rows, parallelism) == partitions
 

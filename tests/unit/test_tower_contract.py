@@ -30,6 +30,9 @@ CASES = {
     "dcn_v2": Case(tower="dcn_v2", config=DcnV2Config(hidden=HIDDEN)),
     "dcn_v2, stacked, low rank": Case(tower="dcn_v2", config=DcnV2Config(hidden=HIDDEN, structure="stacked", rank=3)),
 }
+TWO_TOWERS = {name: replace(case, head="esmm") for name, case in {
+    **CASES, **{m: replace(CASES["base_dnn"], method=m) for m in METHODS if m != "base"}}.items()}
+"""ESMM of every tower under the paper's MAIL, and of one with every other method."""
 
 
 @pytest.mark.parametrize("schema, method", [*(("alimama", method) for method in METHODS), ("movielens", "off"),
@@ -39,6 +42,13 @@ CASES = {
 def test_tower(check, case, schema, method):
     with one_thread():
         check(replace(case, schema=schema, method=method))
+
+
+@pytest.mark.parametrize("case", TWO_TOWERS.values(), ids=TWO_TOWERS)
+@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+def test_two_towers_as_one(check, case):
+    with one_thread():
+        check(case)
 
 
 def test_every_tower_is_under_the_contract():

@@ -14,7 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from mail_core.errors import InputError
 from mail_core.simulation.attributes import ATTRIBUTES, MISSING_LEVEL, draw_levels, level_bounds, posterior
-from mail_core.simulation.draws import BLOCK, DAY_SECONDS, Logs, Samplers, Users, calibrated, draw_logs, draw_users
+from mail_core.simulation.draws import (BLOCK, DAY_SECONDS, Logs, Samplers, Users, calibrated, draw_conversions,
+                                        draw_logs, draw_users)
 from mail_core.simulation.planted import GroupSampler, Items, Stream, WorldConfig, draw_items, sigmoid
 from mail_core.simulation.world import World, items_table, users_table, world_document
 
@@ -155,6 +156,33 @@ def test_click_probability_is_what_clicks_were_drawn_from(drawn: Drawn, world: W
     for bucket in np.array_split(np.argsort(probability), 8):
         p = probability[bucket]
         assert clicks[bucket].mean() == pytest.approx(p.mean(), abs=4 * np.sqrt((p * (1 - p)).sum()) / len(p))
+
+
+def test_conversions_follow_clicks_by_the_probability_that_the_world_keeps(drawn: Drawn, world: World) -> None:
+    users, items, clicks = impressions(drawn)
+    probability = world.conversion_probability(users, items)
+    logit = drawn.items.conversion_logit(drawn.user("latent_UK")[users - 1], items - 1)
+    np.testing.assert_array_equal(probability, sigmoid(logit))
+    assert probability[clicks].mean() == pytest.approx(0.1, abs=0.01)
+    converted = np.concatenate([draw_conversions(drawn.items, u, log, drawn.config.stream(Stream.CONVERSIONS, b))
+                                for b, (u, log) in enumerate(zip(drawn.users, drawn.logs))])
+    assert not (converted & ~clicks).any()
+    for bucket in np.array_split(np.flatnonzero(clicks)[np.argsort(probability[clicks])], 4):
+        p = probability[bucket]
+        assert converted[bucket].mean() == pytest.approx(p.mean(), abs=4 * np.sqrt((p * (1 - p)).sum()) / len(p))
+    dear = drawn.items.price_I > np.median(drawn.items.price_I)
+    conversion_effect = drawn.items.conversion_effect_I
+    assert conversion_effect[dear].mean() < conversion_effect[~dear].mean() - 1
+
+
+def test_a_world_of_an_older_simulator_keeps_its_clicks_and_has_no_conversions(drawn: Drawn, tmp_path: Path) -> None:
+    folder = Path(drawn.save(tmp_path / "world"))
+    older = pq.read_table(folder / "items.parquet").drop_columns(["conversion_effect"])
+    pq.write_table(older, folder / "items.parquet")
+    world, one = World.load(str(folder)), np.array([1])
+    assert 0 < float(world.click_probability(one, one)[0]) < 1
+    with pytest.raises(InputError, match="run simulate_logs again"):
+        world.conversion_probability(one, one)
 
 
 def test_the_oracles_stand_in_order_and_attributes_tell_more_with_strength(tmp_path: Path) -> None:
