@@ -16,10 +16,10 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
-from peers import BENCH, environment
+from peers import BENCH, Peer, environment
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from report import machine, table, write_section
@@ -30,7 +30,7 @@ from mail_core.spark.features import build_features
 from mail_core.spark.session import spark_session
 
 ROOT = BENCH / "features"
-DUCKDB = ("duckdb==1.4.2",)
+DUCKDB, DUCKDB_SCRIPT = ("duckdb==1.4.2",), Path(__file__).with_name("duckdb_features.py")
 SCHEMA = load_schema("alimama")
 DAY = date(2017, 5, 13)
 FIRST_SECOND, SECONDS, DAY_SECONDS = 1_492_790_400, 22 * 86_400, 86_400
@@ -127,39 +127,21 @@ def build(lake: Lake) -> float:
     return time.perf_counter() - start
 
 
-class DuckDb:
-    """A process with DuckDB on the Parquet copies of one lake; a call is one run and gives its seconds."""
+def duckdb_peer(way: str, name: str) -> Peer:
+    """DuckDB on the Parquet copies of one lake, the whole job a call."""
+    return Peer([str(environment("duckdb", DUCKDB)), str(DUCKDB_SCRIPT), "build", way, str(ROOT / name),
+                 str(_target(way, name)), str(DAY), str(CORES)])
 
-    def __init__(self, way: str, name: str):
-        self.python, self.script = environment("duckdb", DUCKDB), Path(__file__).with_name("duckdb_features.py")
-        self.target = ROOT / name / f"{way}.parquet"
-        self.process = subprocess.Popen(
-            [str(self.python), str(self.script), "build", way, str(ROOT / name), str(self.target), str(DAY),
-             str(CORES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._line()
 
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("DuckDB's process ended; its message stands above")
-        return line
+def _target(way: str, name: str) -> Path:
+    return ROOT / name / f"{way}.parquet"
 
-    def __call__(self) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self._line())
 
-    def check(self, files: Sequence[str]) -> str:
-        """Rows, mean length and checksum of Parquet files."""
-        done = subprocess.run([str(self.python), str(self.script), "check", *files], check=True, text=True,
-                              stdout=subprocess.PIPE)
-        return done.stdout.strip()
-
-    def close(self) -> None:
-        self.process.communicate()
-        self.target.unlink(missing_ok=True)
+def _checked(files: Sequence[str]) -> str:
+    """Rows, mean length and checksum of Parquet files."""
+    done = subprocess.run([str(environment("duckdb", DUCKDB)), str(DUCKDB_SCRIPT), "check", *files], check=True,
+                          text=True, stdout=subprocess.PIPE)
+    return done.stdout.strip()
 
 
 def _written(lake: Lake) -> list[str]:
@@ -183,18 +165,16 @@ def duckdb(spark: SparkSession) -> None:
     """The job against both ways of DuckDB; equal rows, or it fails."""
     name = "1x"
     lake, before = make(spark, name), machine(CORES)
-    peers = {way: DuckDb(way, name) for way in ("slices", "aggregate")}
-    calls = {"build_features": lambda: build(lake), **peers}
-    seconds: dict[str, list[float]] = {key: [] for key in calls}
-    for turn in range(ROUNDS + 1):
-        for key, call in calls.items():
-            took = call()
-            logger.info("%s: %.1f s", key, took)
-            seconds[key] += [took] if turn else []
-    found = {key: peers["slices"].check(_written(lake) if key == "build_features" else [str(peers[key].target)])
-             for key in calls}
-    for peer in peers.values():
-        peer.close()
+    with duckdb_peer("slices", name) as slices, duckdb_peer("aggregate", name) as aggregate:
+        peers = {"slices": slices, "aggregate": aggregate}
+        calls: dict[str, Callable[[], float]] = {"build_features": lambda: build(lake), **peers}
+        seconds: dict[str, list[float]] = {key: [] for key in calls}
+        for turn in range(ROUNDS + 1):
+            for key, call in calls.items():
+                took = call()
+                logger.info("%s: %.1f s", key, took)
+                seconds[key] += [took] if turn else []
+    found = {key: _checked(_written(lake) if key == "build_features" else [str(_target(key, name))]) for key in calls}
     if len(set(found.values())) > 1:
         raise RuntimeError(f"rows differ (rows, mean length, checksum): {found}")
     fastest = min(statistics.median(seconds[way]) for way in peers)

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Callable, Sequence
 
 import mlflow
 import pyarrow.parquet as pq
-from peers import BENCH
+from peers import BENCH, Peer
 from pyspark.sql import SparkSession
 from report import machine, table, write_section
 from scoring_world import MEAN, NEW, SCHEMA, SCORED, ScoringWorld, whole_rows
@@ -46,29 +45,18 @@ class Forward:
 
     def __init__(self, package: Path, processes: int, work: str, chunk: int):
         script, threads = Path(__file__).with_name("scoring_forward.py"), CORES // processes
-        self.running = [subprocess.Popen(
-            [sys.executable, str(script), str(package), str(_folder(*SIZES[0])), str(threads), str(part),
-             str(processes), work, str(chunk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for part in range(processes)]
-        self._lines()
+        self.running = [Peer([sys.executable, str(script), str(package), str(_folder(*SIZES[0])), str(threads),
+                              str(part), str(processes), work, str(chunk)]) for part in range(processes)]
         self()
-
-    def _lines(self) -> list[str]:
-        lines = [process.stdout.readline() for process in self.running if process.stdout is not None]
-        if not all(lines):
-            raise RuntimeError("a process of the bare model ended; its message stands above")
-        return lines
 
     def __call__(self) -> float:
         for process in self.running:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return max(map(float, self._lines()))
+            process.start()
+        return max(float(process.line()) for process in self.running)
 
     def close(self) -> None:
         for process in self.running:
-            process.communicate()
+            process.process.communicate()
 
 
 def _folder(users: int, each: int) -> Path:
@@ -180,6 +168,7 @@ def section(spark: SparkSession, preset: str, session: float) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"--master local[{CORES}] pyspark-shell")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     presets = sys.argv[1:] or ["paper", "tiny"]
     make(presets)
     start = time.perf_counter()

@@ -22,7 +22,7 @@ from typing import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from alimama_batches import ROWS, SCHEMA, batches, labels, vocabulary_sizes
-from peers import FuxiCtrDin
+from peers import fuxictr_din
 from report import WARM_UP, interleaved, machine, spread, table, write_section
 from torch import Tensor, nn
 
@@ -206,7 +206,7 @@ def din() -> tuple[list[list[str]], list[list[str]]]:
     for mean in MEANS:
         data = batches(6, mean)
         ours, rounded = OurStep("din", data), OurStep("din", data, autocast=True)
-        with FuxiCtrDin(data, THREADS, without=ALLOCATOR) as theirs, FuxiCtrDin(data, THREADS) as tuned:
+        with fuxictr_din(data, THREADS, without=ALLOCATOR) as theirs, fuxictr_din(data, THREADS) as tuned:
             rows += compared({"tower `din`": ours, "tower `din`, bfloat16 attention": rounded,
                               "FuxiCTR 2.3.10 DIN": theirs, "FuxiCTR 2.3.10 DIN, our allocator settings": tuned},
                              f"DIN, zipf, mean length {mean}", "FuxiCTR 2.3.10 DIN", PAUSE)

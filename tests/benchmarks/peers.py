@@ -34,45 +34,51 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
-class FuxiCtrDin:
-    """A process with FuxiCTR's DIN on these batches; calling it takes one step and gives its seconds.
+class Peer:
+    """A process that runs once for each line it is sent and answers with its seconds; calling it is one run."""
 
-    `without`: variables of our environment that it shall not have.
-    """
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None):
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.line()
 
-    def __init__(self, batches: Sequence[Mapping[str, Tensor]], threads: int, without: Iterable[str] = ()):
-        python = environment("fuxictr", FUXICTR)
-        arrays = {f"{i}/{name}": value.numpy() for i, batch in enumerate(batches) for name, value in batch.items()}
-        arrays.update({f"{i}/label": labels().numpy() for i in range(len(batches))})
-        np.savez(BENCH / "batches.npz", **arrays)  # type: ignore[arg-type]
-        sizes = {f.name: vocabulary_sizes()[f.name] for f in SCHEMA.features if f.kind != "dense"}
-        (BENCH / "sizes.json").write_text(json.dumps({
-            "sizes": sizes, "dense": [f.name for f in SCHEMA.features if f.kind == "dense"], "batches": len(batches)}))
-        kept = {name: value for name, value in os.environ.items() if name not in set(without)}
-        script = Path(__file__).with_name("fuxictr_din.py")
-        self.process = subprocess.Popen([str(python), str(script), str(BENCH / "batches.npz"),
-                                         str(BENCH / "sizes.json"), str(threads)], env=kept,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._line()
-
-    def _line(self) -> str:
+    def line(self) -> str:
+        """What it says next. Raises RuntimeError where it has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("FuxiCTR's process ended; its message stands above")
+            raise RuntimeError(f"{self.process.args!r} ended; its message stands above")
         return line
 
-    def __call__(self) -> float:
+    def start(self) -> None:
+        """Begin a run; `line` waits for its end."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self._line())
 
-    def __enter__(self) -> FuxiCtrDin:
+    def __call__(self) -> float:
+        self.start()
+        return float(self.line())
+
+    def __enter__(self) -> Peer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
+
+
+def fuxictr_din(batches: Sequence[Mapping[str, Tensor]], threads: int, without: Iterable[str] = ()) -> Peer:
+    """FuxiCTR's DIN on these batches, a training step a call.
+
+    `without`: variables of our environment that it shall not have.
+    """
+    python = environment("fuxictr", FUXICTR)
+    arrays = {f"{i}/{name}": value.numpy() for i, batch in enumerate(batches) for name, value in batch.items()}
+    arrays.update({f"{i}/label": labels().numpy() for i in range(len(batches))})
+    np.savez(BENCH / "batches.npz", **arrays)  # type: ignore[arg-type]
+    sizes = {f.name: vocabulary_sizes()[f.name] for f in SCHEMA.features if f.kind != "dense"}
+    (BENCH / "sizes.json").write_text(json.dumps({
+        "sizes": sizes, "dense": [f.name for f in SCHEMA.features if f.kind == "dense"], "batches": len(batches)}))
+    kept = {name: value for name, value in os.environ.items() if name not in set(without)}
+    return Peer([str(python), str(Path(__file__).with_name("fuxictr_din.py")), str(BENCH / "batches.npz"),
+                 str(BENCH / "sizes.json"), str(threads)], kept)
