@@ -226,7 +226,7 @@ def expected_state(made, name):
     return aliases, versions, tags, [{**r, "model_name": name} for r in rows]
 
 
-@pytest.mark.parametrize("write", [2, 5, 6])
+@pytest.mark.parametrize("write", [6, 7], ids=["between the aliases", "before the table"])
 def test_a_promotion_that_is_killed_between_its_writes_is_finished_by_a_rerun(made, model, decision, monkeypatch,
                                                                               write):
     model(made.good), model(made.good)
@@ -238,7 +238,7 @@ def test_a_promotion_that_is_killed_between_its_writes_is_finished_by_a_rerun(ma
     registry.record(first)
     registry.carry_out(first)
     request = PromotionRequest(day=DAY, name=name)
-    with killed_before(monkeypatch, write + 1), pytest.raises(Killed):
+    with killed_before(monkeypatch, write), pytest.raises(Killed):
         registry.record(mine)
         promote(made.lake, request)
     assert promote(made.lake, request) == mine == promote(made.lake, request)
@@ -260,10 +260,11 @@ def test_a_rollback_puts_the_previous_version_back_and_says_so(made, model, deci
     assert run(made, "rollback", "--model", "decided", "--reason", "it was not the model") == DONE
     assert registry.aliases("decided") == {"challenger": "2", "champion": "2", "previous": "1"}
     assert row(made, "decided")["rolled_back_to"] is None and not registry.is_rolled_back("decided", "2")
-    for write in (1, 2, 7, 8):
+    for write in (2, 7):  # between the aliases, before the table
         with killed_before(monkeypatch, write), pytest.raises(Killed):
             roll_back(made.lake, "decided", "CTR fell")
-        if write == 1:
+        if write == 2:
+            assert registry.aliases("decided") == {"challenger": "2", "champion": "1", "previous": "1"}
             assert decide(made, "decided", NEXT + timedelta(days=1)) == BAD_INPUT
             assert "a rollback was not finished" in caplog.text
         roll_back(made.lake, "decided", "another reason, which does not count")

@@ -199,6 +199,8 @@ def test_the_job_prints_the_cohorts_and_registers_a_challenger_with_its_run(lake
     run = client.get_run(version.run_id)
     rows = sum(SPLIT_FILES["test"])
     assert version.version == 1 or version.version == "1"
+    assert version.description.startswith("Trained on 2017-05-06 to 2017-05-12, measured on 2017-05-13; new users: ")
+    assert f"| all | {rows} | " in version.description
     assert run.info.status == "FINISHED" and run.data.metrics["test/all/rows"] == rows
     assert {"test/old/auc", "test/new/logloss", "test/new_auc_virtual_zeroed", "choice/validation_auc", "L_d"} <= set(
         run.data.metrics)
