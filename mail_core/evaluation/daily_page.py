@@ -14,8 +14,7 @@ from mail_core.evaluation import figures
 from mail_core.evaluation.checks import CHECK_HEADER, CheckResult, broken_lines, check_cells
 from mail_core.evaluation.cohorts import COHORTS
 from mail_core.evaluation.page import Table, excerpt, heading, html, page, paragraph, picture, preformatted
-from mail_core.evaluation.promotion import (EVIDENCE_HEADER, Promotion, afterthoughts, evidence_cells,
-                                            measured_against)
+from mail_core.evaluation.promotion import EVIDENCE_HEADER, Promotion, afterthoughts, evidence_cells, measured_against
 from mail_core.evaluation.tables import UNDEFINED, number
 
 DAYS_BEFORE = 14

@@ -88,7 +88,7 @@ def preformatted(text: str) -> str:
 
 
 def excerpt(text: str, length: int = EXCERPT) -> str:
-    """The first `length` characters of a text that is not ours, on one line; what does not print stands as an escape."""
+    """The first `length` characters of a text that is not ours, on one line; what does not print becomes an escape."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:length])
     return shown + ("..." if len(text) > length else "")
 
