@@ -203,10 +203,9 @@ def _features(day: DailyFigures) -> list[str]:
                 ("share without behaviour", number(own.new_users), _usual(history["new_users"], day.day))]
         parts.append(html(Table(title="Impressions", header=("", f"{day.day}", "usually"), rows=rows)))
     if day.features:
-        curves = {"CTR": {d: f.ctr for d, f in day.features.items()},
-                  "share without behaviour": {d: f.new_users for d, f in day.features.items()}}
-        parts.append(picture(figures.by_day(curves, "share of impressions"),
-                             "CTR and share of impressions without behaviour, by day."))
+        for name, title in (("ctr", "CTR"), ("new_users", "share without behaviour")):
+            curve = {d: getattr(of_day, name) for d, of_day in day.features.items()}
+            parts.append(picture(figures.by_day({title: curve}, title), f"Impressions: {title} by day."))
     return parts + _checks(day)
 
 

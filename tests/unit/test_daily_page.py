@@ -97,7 +97,7 @@ def test_every_section_shows_its_figures_beside_the_days_before():
     assert ["new", "40", "50.0%", "0.0517", "0.0100", "0.0400", "0.0900"] in cells(found["Scores"])
     assert "2017-05-14, version 7" in found["Scores"] and "No alarm." in found["In short"]
     pictures = [attributes for tag, attributes in read(text).tags if tag == "img"]
-    assert len(pictures) == 5 and all(picture["alt"] for picture in pictures)
+    assert len(pictures) == 6 and all(picture["alt"] for picture in pictures)
 
 
 @pytest.mark.parametrize("day", [NOTHING, full(), full(quarantined=[], checks=[], evaluations={}, promotions={},
@@ -105,8 +105,8 @@ def test_every_section_shows_its_figures_beside_the_days_before():
 def test_the_page_loads_nothing_and_is_narrow(day):
     text = daily_page(day)
     tags = read(text).tags
-    harmless = "html head meta title style body h1 h2 p div table caption thead tbody tr th td pre figure img figcaption"
-    assert {tag for tag, _ in tags} <= set(harmless.split())
+    plain = "html head meta title style body h1 h2 p div table caption thead tbody tr th td pre figure img figcaption"
+    assert {tag for tag, _ in tags} <= set(plain.split())
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img")
     assert not re.search(r"url\(|@import", text)
