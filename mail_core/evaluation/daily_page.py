@@ -151,8 +151,8 @@ def alarms(day: DailyFigures) -> list[str]:
 
 
 def _in_short(day: DailyFigures) -> list[str]:
-    set_aside = sum(q.rows for q in day.quarantined or ())
-    said = [f"{_rows(day.raw.get('raw_impressions'), day.day)} impressions stand, {set_aside:,} lines of all files are "
+    set_aside = UNDEFINED if day.quarantined is None else f"{sum(q.rows for q in day.quarantined):,}"
+    said = [f"{_rows(day.raw.get('raw_impressions'), day.day)} impressions stand, {set_aside} lines of all files are "
             "quarantined."]
     if day.evaluated is not None:
         aucs = ", ".join(f"{cohort} {number(day.evaluated.value(cohort, 'auc'))}" for cohort in _DRAWN)
@@ -163,7 +163,7 @@ def _in_short(day: DailyFigures) -> list[str]:
         said.append(f"{sum(group.rows for group in day.scores.groups):,} candidates are scored for {day.scores.day}.")
     found = alarms(day)
     return [paragraph(" ".join(said)), *(paragraph(f"ALARM: {alarm}") for alarm in found),
-            *([] if found else [paragraph("No alarm.")])]
+            *([] if found else [paragraph("No alarm in what the tables hold.")])]
 
 
 def _read(day: DailyFigures) -> list[str]:

@@ -95,7 +95,7 @@ def test_every_section_shows_its_figures_beside_the_days_before():
     assert "Version 8: kept. old may lose more than the margin" in found["Promotion"]
     assert "+0.0031 [-0.0010, +0.0060]" in found["Promotion"]
     assert ["new", "40", "50.0%", "0.0517", "0.0100", "0.0400", "0.0900"] in cells(found["Scores"])
-    assert "2017-05-14, version 7" in found["Scores"] and "No alarm." in found["In short"]
+    assert "2017-05-14, version 7" in found["Scores"] and "No alarm in what" in found["In short"]
     pictures = [attributes for tag, attributes in read(text).tags if tag == "img"]
     assert len(pictures) == 6 and all(picture["alt"] for picture in pictures)
 
