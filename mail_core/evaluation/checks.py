@@ -10,6 +10,7 @@ from typing import Mapping, Sequence
 from mail_core.evaluation.tables import aligned
 from mail_core.schema.definition import Checks
 
+CHECK_HEADER = ("figure", "value", "limits", "result")
 Figures = Mapping[str, float]
 """Name of a figure (`check_figures`) -> its value on a day; what a day cannot tell is not in it."""
 
@@ -62,9 +63,13 @@ def _limits(name: str, usual: float, limits: Checks) -> tuple[float | None, floa
 
 def format_checks(day: date, results: Sequence[CheckResult]) -> str:
     """A line a figure."""
-    cells = [(r.figure, _shown(r.figure, r.value), _range(r), "BROKEN" if r.broken else r.note or "passed")
-             for r in results]
-    return f"features of {day}\n{aligned([('figure', 'value', 'limits', 'result'), *cells])}"
+    return f"features of {day}\n{aligned([CHECK_HEADER, *check_cells(results)])}"
+
+
+def check_cells(results: Sequence[CheckResult]) -> list[tuple[str, ...]]:
+    """A row a figure, below CHECK_HEADER."""
+    return [(r.figure, _shown(r.figure, r.value), _range(r), "BROKEN" if r.broken else r.note or "passed")
+            for r in results]
 
 
 def broken_lines(results: Sequence[CheckResult]) -> list[str]:

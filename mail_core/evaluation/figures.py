@@ -6,7 +6,9 @@ Shapes: N points, D dimensions of what they stand for.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
+from datetime import date
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +23,8 @@ COLOURS = ("#e0a100", "#6a3d9a")
 """Of a pair of clouds: yellow and purple, as in the paper."""
 _PERPLEXITY = 30.0
 _DPI = 110
+_DAY_TICKS = 7
+"""Days that are named below an axis, at most."""
 
 Curve = Sequence[tuple[float, float]]
 """(x, y) in the order of x."""
@@ -77,6 +81,32 @@ def lines(curves: Mapping[str, Curve], x: str, y: str, ticks: Sequence[str] | No
     if ticks is not None:
         axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axes.legend(fontsize=8)
+    _titled(axes, "", x, y)
+    return _png(figure)
+
+
+def by_day(curves: Mapping[str, Mapping[date, float]], y: str) -> bytes:
+    """Named lines over days, in one narrow panel that stays legible on a phone."""
+    figure, [axes] = _panels(1)
+    for name, values in curves.items():
+        days = sorted(values)
+        axes.plot(days, [values[day] for day in days], marker="o", markersize=3, linewidth=1.2, label=name)
+    shown = sorted({day for values in curves.values() for day in values})
+    apart = max(1, math.ceil(len(shown) / _DAY_TICKS))
+    ticks = shown[::-1][::apart]  # from the last day back, which is so always named
+    axes.set_xticks(ticks, [f"{day:%m-%d}" for day in ticks])
+    axes.legend(fontsize=7)
+    _titled(axes, "", "", y)
+    return _png(figure)
+
+
+def outlines(shares: Mapping[str, Sequence[float]], edges: Sequence[float], x: str, y: str) -> bytes:
+    """Named histograms over the same bins, on a logarithmic x: the bins' heights, and their edges, one more."""
+    figure, [axes] = _panels(1)
+    for name, heights in shares.items():
+        axes.stairs(heights, edges, label=name, linewidth=1.2)
+    axes.set_xscale("log")
+    axes.legend(fontsize=7)
     _titled(axes, "", x, y)
     return _png(figure)
 

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Sequence
 
+EXCERPT = 200
+"""Characters that are shown of a text that is not ours."""
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light; } body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; }
+body { margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; } figure { margin: .8rem 0; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .8rem 0 .3rem; font-size: 13px; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; } .note { color: #57606a; font-size: 13px; }
@@ -84,9 +87,16 @@ def preformatted(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML document; `title` is text, `parts` are what the functions above return."""
+def excerpt(text: str, length: int = EXCERPT) -> str:
+    """The first `length` characters of a text that is not ours, on one line; what does not print becomes an escape."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:length])
+    return shown + ("..." if len(text) > length else "")
+
+
+def page(title: str, parts: Sequence[str], width_rem: int = 75) -> str:
+    """A whole HTML document, at most `width_rem` wide; `title` is text, `parts` are what the functions above return."""
     body = "\n".join(parts)
     return ("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-            f"{body}\n</body>\n</html>\n")
+            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+            f"<title>{escape(title)}</title>\n<style>body {{ max-width: {width_rem}rem; }}{_STYLE}</style>\n</head>\n"
+            f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n")

@@ -22,6 +22,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Aliases: the version that scores, the newest one trained, and the champion before this one."""
 PROMOTED, KEPT = "promoted", "kept"
 """What can be decided: the challenger becomes champion, or everything stays as it is."""
+EVIDENCE_HEADER = ("cohort", "rows", "clicks", "AUC", "against", "difference", "log loss", "against", "difference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +229,28 @@ class Promotion:
 def format_promotion(promotion: Promotion) -> str:
     """The decision and why, a line a cohort, and what virtual behaviour gains."""
     title = f"{promotion.model_name} version {promotion.model_version}, {promotion.day}: {promotion.decision}"
-    against = "the constant CTR" if promotion.champion is None else f"version {promotion.champion}, the champion"
     lines = [title, promotion.reason]
     if promotion.cohorts:
-        header = ("cohort", "rows", "clicks", "AUC", "against", "difference", "log loss", "against", "difference")
-        cells = [(e.cohort, f"{e.rows:,}", f"{e.clicks:,}", number(e.auc), number(e.against_auc),
-                  _interval(e.auc_difference, e.auc_low, e.auc_high), number(e.logloss), number(e.against_logloss),
-                  _interval(e.logloss_difference, e.logloss_low, e.logloss_high)) for e in promotion.cohorts]
-        lines += [f"against {against}, {promotion.confidence:.0%} intervals", aligned([header, *cells])]
+        lines += [measured_against(promotion), aligned([EVIDENCE_HEADER, *evidence_cells(promotion)])]
+    return "\n".join([*lines, *afterthoughts(promotion)])
+
+
+def measured_against(promotion: Promotion) -> str:
+    """What the differences of its cohorts are taken from, and how wide their intervals are."""
+    against = "the constant CTR" if promotion.champion is None else f"version {promotion.champion}, the champion"
+    return f"against {against}, {promotion.confidence:.0%} intervals"
+
+
+def evidence_cells(promotion: Promotion) -> list[tuple[str, ...]]:
+    """A row a cohort, below EVIDENCE_HEADER."""
+    return [(e.cohort, f"{e.rows:,}", f"{e.clicks:,}", number(e.auc), number(e.against_auc),
+             _interval(e.auc_difference, e.auc_low, e.auc_high), number(e.logloss), number(e.against_logloss),
+             _interval(e.logloss_difference, e.logloss_low, e.logloss_high)) for e in promotion.cohorts]
+
+
+def afterthoughts(promotion: Promotion) -> list[str]:
+    """What virtual behaviour gains, where it was measured, and the rollback, where there was one."""
+    lines = []
     if promotion.virtual_behavior_gain is not None:
         gain = _interval(promotion.virtual_behavior_gain, promotion.virtual_behavior_gain_low,
                          promotion.virtual_behavior_gain_high)
@@ -244,4 +259,4 @@ def format_promotion(promotion: Promotion) -> str:
     if promotion.rolled_back_to is not None:
         lines.append(f"rolled back to version {promotion.rolled_back_to} on {promotion.rolled_back_at:%Y-%m-%d %H:%M} "
                      f"UTC: {promotion.rollback_reason}")
-    return "\n".join(lines)
+    return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,9 @@ def clouds(count: int) -> figures.Clouds:
     lambda: figures.loss_curves({"L_rt": [(20, 0.5), (40, 0.4)], "L_a": []}),
     lambda: figures.planes([clouds(12), clouds(1)], seed=3),
     lambda: figures.lines({"m": [(0.0, 0.5), (1.0, 0.6)]}, "x", "y", ["0", "1 to 4"]),
+    lambda: figures.by_day({"old": {date(2017, 5, day): 0.6 for day in range(1, 16)}, "new": {}}, "AUC"),
+    lambda: figures.by_day({"all": {date(2017, 5, 13): 0.6}}, "AUC"),
+    lambda: figures.outlines({"old": [0.25, 0.75], "new": [0.0, 1.0]}, [0.001, 0.01, 0.1], "x", "y"),
     lambda: figures.calibration({"old": {"m": [CalibrationBin(rows=2, predicted=0.2, clicked=0.1)]}, "new": {}})])
 def test_a_figure_is_a_png_and_repeats(draw):
     first = draw()
