@@ -23,6 +23,7 @@ COLOURS = ("#e0a100", "#6a3d9a")
 """Of a pair of clouds: yellow and purple, as in the paper."""
 _PERPLEXITY = 30.0
 _DPI = 110
+_DAY = "datetime64[D]"
 _DAY_TICKS = 7
 """Days that are named below an axis, at most."""
 
@@ -90,11 +91,12 @@ def by_day(curves: Mapping[str, Mapping[date, float]], y: str) -> bytes:
     figure, [axes] = _panels(1)
     for name, values in curves.items():
         days = sorted(values)
-        axes.plot(days, [values[day] for day in days], marker="o", markersize=3, linewidth=1.2, label=name)
+        axes.plot(np.array(days, dtype=_DAY), [values[day] for day in days], marker="o", markersize=3, linewidth=1.2,
+                  label=name)
     shown = sorted({day for values in curves.values() for day in values})
     apart = max(1, math.ceil(len(shown) / _DAY_TICKS))
     ticks = shown[::-1][::apart]  # from the last day back, which is so always named
-    axes.set_xticks(ticks, [f"{day:%m-%d}" for day in ticks])
+    axes.set_xticks(np.array(ticks, dtype=_DAY), [f"{day:%m-%d}" for day in ticks])
     axes.legend(fontsize=7)
     _titled(axes, "", "", y)
     return _png(figure)
