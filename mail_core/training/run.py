@@ -154,26 +154,27 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         with tempfile.TemporaryDirectory() as folder:
             package = save_package(Path(folder) / PACKAGE, model=model, encoders=export.encoders, lineage=origin,
                                    metrics=metrics)
-            title, kept = _keep(request, package, run, name)
+            title, uri = _keep(request, package, run, name)
     checkpoints.clear()  # last of all: until here --resume would finish what a killed run has left
     print(format_table({f"{title}, {request.end_date}, new users {export.manifest.new_users}": cohorts}))
-    print(kept, flush=True)
+    how = "registered" if request.registered else "kept"
+    print(f"{how} {uri}", flush=True)
     end = "" if request.like is None else f", {_likeness(request.like, origin, metrics)}"
     return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
-            f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, {kept}{end}")
+            f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, {uri} {how}{end}")
 
 
 def _keep(request: TrainRequest, package: Path, run: TrackedRun, name: str) -> tuple[str, str]:
-    """Register the version, or keep it with the run: what it is called, and where it is, in words."""
+    """Register the version, or keep it with the run: what it is called, and its URI."""
     from mail_core.tracking.registry import register_package
     if not request.registered:
         run.artifact(package)
-        return name, f"kept runs:/{run.run_id}/{PACKAGE}"
+        return name, f"runs:/{run.run_id}/{PACKAGE}"
     if request.like is not None:
         version = register_package(package, name, tags={"like": request.like.uri})
     else:
         version = register_package(package, name, CHALLENGER)
-    return f"{name} version {version}", f"registered models:/{name}/{version}"
+    return f"{name} version {version}", f"models:/{name}/{version}"
 
 
 def _likeness(like: Original, origin: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
