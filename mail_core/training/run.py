@@ -159,7 +159,9 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
     print(format_table({f"{title}, {request.end_date}, new users {export.manifest.new_users}": cohorts}))
     how = "registered" if request.registered else "kept"
     print(f"{how} {uri}", flush=True)
-    end = "" if request.like is None else f", {_likeness(request.like, origin, metrics)}"
+    end = f" as {CHALLENGER}" if request.registered else ""
+    if request.like is not None:
+        end = f", {_likeness(request.like, origin, metrics)}"
     return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
             f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, {uri} {how}{end}")
 

@@ -35,7 +35,6 @@ SIZES = ((1_000, 100), (6_000, 100))
 UDF_ROWS = (2_000, 12_000)
 FORWARD_ROWS = SIZES[0][0] * SIZES[0][1]
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-ACCEPTED = 1e-6
 
 logger = logging.getLogger(__name__)
 
