@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,6 +24,10 @@ SHUTDOWN_SECONDS = 30
 """How long the other ranks have to end after SIGTERM when one has died, before they are killed. The agent's own figure,
 which its configuration changes for a stopped launcher only."""
 _WATCH_SECONDS = 0.2
+_LAUNCHER = "MAIL_LAUNCHER_PID"
+"""Environment variable that tells a rank which process to live and die with."""
+_PR_SET_PDEATHSIG = 1
+"""Linux, prctl(2): the signal that a process gets when the one that started it has died."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +40,10 @@ def is_rank() -> bool:
 def end_with_launcher() -> None:
     """Let this rank end as soon as its launcher has died, however that died: nobody would know of it any more, and
     the job's next start must not meet it."""
-    launcher = os.getppid()
+    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
+    if sys.platform == "linux":
+        # No Python is needed for this one: native code, or an interpreter on its way out, would keep the watch waiting.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -58,6 +67,7 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
     """
     for name, value in _rank_environment(ranks, threads).items():
         os.environ.setdefault(name, value)
+    os.environ[_LAUNCHER] = str(os.getpid())
     arguments = list(arguments)
     for restarts_left in range(max_restarts, -1, -1):
         # One launch an attempt, since the elastic agent's own restarts ask for no reason.

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,6 +176,48 @@ def test_bad_input_is_not_tried_again_and_any_other_end_is_so_often(tmp_path):
         starts.unlink()
     os.environ.clear()
     os.environ.update(before)
+
+
+RANK_THAT_CANNOT_LOOK = """
+import ctypes, os, sys, time
+from pathlib import Path
+from mail_core.training.launcher import end_with_launcher, is_rank, launch
+
+if not is_rank():
+    launch(Path(__file__), sys.argv[1:], 2)
+moment, folder = sys.argv[1], Path(sys.argv[2])
+launcher = os.getppid()
+if moment == "native":
+    end_with_launcher()
+(folder / os.environ["RANK"]).write_text(str(os.getpid()))
+if moment == "native":
+    ctypes.PyDLL(None).sleep(600)  # holds the interpreter's lock
+while os.getppid() == launcher:
+    time.sleep(0.01)
+end_with_launcher()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("moment", ("native", "start"))
+def test_ranks_end_with_their_launcher_wherever_they_are(tmp_path, moment):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_THAT_CANNOT_LOOK)
+    job = subprocess.Popen([sys.executable, str(script), moment, str(tmp_path)])
+    found: list[psutil.Process] = []
+    while len(found) < 2:
+        assert job.poll() is None, "the launcher has ended before it could be killed"
+        found = [psutil.Process(int(path.read_text())) for path in tmp_path.glob("[01]") if path.read_text()]
+        time.sleep(0.05)
+    job.kill()
+    job.wait()
+    try:
+        _, alive = psutil.wait_procs(found, timeout=60)
+        assert not alive
+    finally:
+        for rank in found:
+            if rank.is_running():
+                rank.kill()
 
 
 def fresh_state(optimizer: str = "row_sparse") -> TrainState:
