@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens reproduce reproduce-movielens bench test test-unit test-faults lint clean
+.PHONY: help setup quickstart movielens mlflow reproduce reproduce-movielens bench test test-unit test-faults lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -17,7 +17,7 @@ help: ## list the targets
 setup: ## Java, .venv and all packages (every other target does this first)
 	@.ci/setup
 
-quickstart: setup ## simulated logs -> tables -> MAIL and BaseDNN -> cohort table, registered version, CTR table (runs/quickstart)
+quickstart: setup ## simulated logs -> tables -> MAIL and BaseDNN -> cohort table, registered version, CTR table, report (runs/quickstart)
 	rm -rf $(QUICKSTART)
 	$(PYTHON_BIN) jobs/simulate_logs.py --out $(QUICKSTART)/logs
 	$(PYTHON_BIN) jobs/run_pipeline.py --schema alimama --source $(QUICKSTART)/logs --lake $(QUICKSTART)/lake \
@@ -32,6 +32,10 @@ movielens: setup ## the same pipeline on MovieLens-100K, downloaded and checked 
 	rm -rf $(MOVIELENS)/lake $(MOVIELENS)/mlflow
 	$(PYTHON_BIN) jobs/run_pipeline.py --schema movielens --source $(MOVIELENS)/logs --lake $(MOVIELENS)/lake \
 		--end-date 2000-01-08 --new-users masked:0.4:1 --preset tiny --ranks 2
+
+mlflow: setup ## MLflow's page of quickstart's runs and versions, on http://127.0.0.1:5000 until Ctrl-C
+	$(PYTHON_BIN) -m mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri sqlite:///$(CURDIR)/$(QUICKSTART)/mlflow/mlflow.db
 
 # Arguments of your own come last, and count: make reproduce REPRODUCE="--seeds 2 --budget-minutes 60"
 REPRODUCE :=
@@ -57,8 +61,9 @@ lint: setup ## flake8, isort, mypy
 test-unit: setup ## the tests that need no engine
 	$(PYTHON_BIN) -m pytest tests/unit
 
-test: lint ## everything that CI runs: lint, unit and integration tests
-	$(PYTHON_BIN) -m pytest tests/unit tests/integration --durations=15
+# A file's tests stay in one process, which shares its tables; the long files begin first.
+test: lint ## everything that CI runs: lint, unit and integration tests (two processes)
+	$(PYTHON_BIN) -m pytest tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-faults: setup ## each job killed at 20 random moments and run again (an hour; FAULT_JOBS, FAULT_KILLS)
 	$(PYTHON_BIN) -m pytest -s tests/integration/random_kills.py

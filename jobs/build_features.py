@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -26,7 +25,7 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="last day, YYYY-MM-DD")
+    add_day(result, "last day")
     result.add_argument("--days", type=int, default=1, help="days up to and with the last one (default: 1)")
     result.add_argument("--allow-short", action="store_true",
                         help="build the days that have impressions, if some lack them")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -35,7 +34,7 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="day to check, YYYY-MM-DD")
+    add_day(result, "day to check")
     return result
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, add_new_users, add_tracking, add_version, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -41,14 +40,13 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="day to measure on, YYYY-MM-DD")
-    result.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    add_day(result, "day to measure on")
+    add_version(result)
     result.add_argument("--against", metavar="URI", help="another version, measured on the same rows")
-    result.add_argument("--new-users", metavar="MODE", help=(
-        "natural or masked:FRACTION:SEED (default: the mode that the version was trained with)"))
+    add_new_users(result, "the version")
     result.add_argument("--world", type=Path, metavar="DIR", help="simulated world: also print the best attainable AUC")
     result.add_argument("--resamples", type=int, default=200, help="bootstrap draws of a comparison (default: 200)")
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 

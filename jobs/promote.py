@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 
 from mail_core.evaluation.promotion import PromotionConfig
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, add_new_users, add_tracking, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -40,11 +39,10 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result, defaults = dataset_parser(__doc__), PromotionConfig()
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="held-out day, YYYY-MM-DD")
+    add_day(result, "held-out day")
     result.add_argument("--model", required=True, metavar="NAME",
                         help="registered model, whose aliases challenger and champion are compared")
-    result.add_argument("--new-users", metavar="MODE", help=(
-        "natural or masked:FRACTION:SEED (default: the mode that the challenger was trained with)"))
+    add_new_users(result, "the challenger")
     result.add_argument("--cohorts", default=",".join(defaults.cohorts),
                         help="cohorts that must be non-inferior (default: %(default)s)")
     result.add_argument("--auc-margin", type=float, default=defaults.auc_margin,
@@ -60,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--least-gain", type=float, default=defaults.least_gain, help=(
         "AUC of new users that virtual behaviour must be able to gain; below it the gain is lost, which is an alarm "
         "and decides nothing (default: %(default)s)"))
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 

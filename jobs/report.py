@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -28,7 +27,7 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="day to report, YYYY-MM-DD")
+    add_day(result, "day to report")
     result.add_argument("--model", required=True, metavar="NAME", help="registered model whose figures are shown")
     result.add_argument("--out", required=True, type=Path, metavar="FILE", help="HTML file to write")
     return result

@@ -11,7 +11,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_tracking, dataset_parser, run_job
 from mail_core.lake.files import validated_lake_uri
 from mail_core.reproduction.config import ReproductionConfig
 from mail_core.reproduction.plan import FIGURES, TABLES
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--ranks", type=int, default=config.ranks, help="processes a training (default: %(default)s)")
     result.add_argument("--budget-minutes", type=float, metavar="M",
                         help="start no training that would end later than this; what is done is written all the same")
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside a local lake)")
+    add_tracking(result)
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_tracking, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
     result.add_argument("--model", required=True, metavar="NAME", help="registered model")
     result.add_argument("--reason", required=True, help="why, for whoever reads the table and the version later")
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 

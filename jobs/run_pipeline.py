@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run every job from raw logs to scores on this machine, one after another (`make quickstart`, `make movielens`)."""
+"""Run every job from raw logs to scores and the day's page, one after another (`make quickstart`, `make movielens`)."""
 
 from __future__ import annotations
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, add_tracking, add_version, dataset_parser, run_job
 
 
 def main(args: argparse.Namespace) -> str:
@@ -33,12 +32,12 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="day to score, YYYY-MM-DD")
-    result.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    add_day(result, "day to score")
+    add_version(result)
     result.add_argument("--candidates", metavar="TABLE", help=(
         "Delta table or Parquet path with columns user, item and optionally time and context features "
         "(default: the user x item pairs of the day before, in the schema's serving context)"))
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 
 from mail_core.errors import InputError
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_day, add_new_users, add_tracking, add_version, dataset_parser, run_job
 from mail_core.simulation.ab_test import RANK_BY, AbTestConfig
 
 
@@ -49,12 +48,11 @@ def main(args: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     result = dataset_parser(__doc__)
-    result.add_argument("--date", required=True, type=date.fromisoformat, help="day whose users are served, YYYY-MM-DD")
+    add_day(result, "day whose users are served")
     result.add_argument("--world", required=True, type=Path, metavar="DIR", help="simulated world (LOGS/world)")
-    result.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    add_version(result)
     result.add_argument("--against", required=True, metavar="URI", help="the version that it is held against")
-    result.add_argument("--new-users", metavar="MODE", help=(
-        "natural or masked:FRACTION:SEED (default: the mode that the model was trained with)"))
+    add_new_users(result, "the model")
     result.add_argument("--candidates", type=int, default=AbTestConfig.candidates,
                         help="items ranked for a user, drawn from all (default: %(default)s)")
     result.add_argument("--shown", type=int, default=AbTestConfig.shown,
@@ -67,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
                         help="of arms, candidates, clicks, conversions and bootstrap")
     result.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of users (default: 1000)")
     result.add_argument("--out", type=Path, metavar="FILE", help="write the table as CSV, too")
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import time
+from datetime import date
 from typing import Callable
 
 from mail_core.errors import InputError
@@ -53,6 +54,27 @@ def dataset_parser(description: str | None, schema_required: bool = True) -> arg
                         help="name of a schema of schemas/, or path of a YAML file")
     result.add_argument("--lake", required=True, help="URI of the Delta tables: a folder or an object store")
     return result
+
+
+def add_day(parser: argparse.ArgumentParser, what: str) -> None:
+    """--date, the one local day that the job works on."""
+    parser.add_argument("--date", required=True, type=date.fromisoformat, help=f"{what}, YYYY-MM-DD")
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """--model, one version or an alias."""
+    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+def add_new_users(parser: argparse.ArgumentParser, trained: str) -> None:
+    """--new-users; by default the mode of the version called `trained`."""
+    parser.add_argument("--new-users", metavar="MODE", help=(
+        f"natural or masked:FRACTION:SEED (default: the mode that {trained} was trained with)"))
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """--tracking-uri."""
+    parser.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside a local lake)")
 
 
 def configure_logging() -> None:

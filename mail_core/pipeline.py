@@ -42,6 +42,11 @@ class PipelineConfig:
     world: Path | None = None
     """The simulator's world, for the best attainable AUC."""
 
+    @property
+    def report(self) -> Path:
+        """The day's page, beside the lake."""
+        return self.lake.parent / f"report-{self.end_date}.html"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -55,7 +60,8 @@ class Step:
 
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
-    """The jobs of one pass, in order. MAIL and its ranking tower alone are trained on the same export."""
+    """The jobs of one pass, in order. MAIL and its ranking tower alone are trained on the same export; scores are the new
+    version's, promoted or not."""
     table = ("--schema", config.schema, "--lake", str(config.lake))
     end = config.end_date.isoformat()
     days = ("--days", str(config.days))
@@ -75,9 +81,12 @@ def pipeline_steps(config: PipelineConfig) -> list[Step]:
         Step(title="evaluate", job="evaluate", last_lines=None, arguments=(
             *table, "--date", end, "--model", f"models:/{mail}@challenger",
             "--against", f"models:/{base}@challenger", *world)),
+        Step(title="promote", job="promote", last_lines=None, arguments=(*table, "--date", end, "--model", mail)),
         Step(title="score", job="score", last_lines=None, arguments=(
             *table, "--date", (config.end_date + timedelta(days=1)).isoformat(),
             "--model", f"models:/{mail}@challenger")),
+        Step(title="report", job="report", last_lines=None, arguments=(
+            *table, "--date", end, "--model", mail, "--out", str(config.report))),
     ]
 
 

@@ -21,6 +21,7 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 from mail_core.errors import InputError
 from mail_core.lake import files
 from mail_core.lake.concurrency import Replacement, latest_version, one_writer, replacements_after
+from mail_core.lake.sql import sql_literal
 from mail_core.schema.arrow import column_type, features_schema, raw_fields
 from mail_core.schema.definition import CONVERSION, DAY, ITEM, LABEL, USER, Column, RawFile, Schema
 
@@ -313,8 +314,7 @@ def _promotion_fields() -> list[pa.Field]:
 
 
 def _literals(values: Sequence[str | int]) -> str:
-    return ", ".join(str(v) if isinstance(v, int) else "'" + v.replace("\\", "\\\\").replace("'", "\\'") + "'"
-                     for v in values)
+    return ", ".join(map(sql_literal, values))
 
 
 def _value_constraints(raw: RawFile) -> dict[str, str]:

@@ -271,14 +271,17 @@ class LinearMap(nn.Module):
 
     def forward(self, a_NAD: Tensor, v_NLD: Tensor, mask_NL: Tensor, a_MAD: Tensor) -> ZeroShotLosses:
         """No losses; virtual behaviour of a_MAD with a graph."""
-        virtual_MKD = self.map(a_MAD.flatten(1)).view(-1, self.shape.length, self.shape.dim)
+        virtual_MKD = self._virtual(a_MAD)
         none = virtual_MKD.new_zeros(())
         return ZeroShotLosses(attribute=none, behavior=none, alignment=none, virtual_MKD=virtual_MKD)
 
     @torch.no_grad()
     def virtual_behavior(self, a_NAD: Tensor) -> Tensor:
         """Virtual behaviour (N, L, D), every position valid, without gradient."""
-        return self(a_NAD, a_NAD, a_NAD, a_NAD).virtual_MKD
+        return self._virtual(a_NAD)
+
+    def _virtual(self, a_NAD: Tensor) -> Tensor:
+        return self.map(a_NAD.flatten(1)).view(-1, self.shape.length, self.shape.dim)
 
 
 def zero_shot_tower(config: ZeroShotConfig, shape: InputShape) -> ZeroShotTower | LinearMap:

@@ -79,19 +79,18 @@ class Package:
         """
         return self.score(rows, chunk_rows, virtual_behavior).ctr
 
+    @torch.no_grad()
     def score(self, rows: pa.Table | pa.RecordBatch, chunk_rows: int = CHUNK_ROWS,
               virtual_behavior: bool = True) -> Scores:
         """`predict` with every head."""
-        return self._score(conform(rows, input_schema(self.schema)), chunk_rows, virtual_behavior)
+        rows = conform(rows, input_schema(self.schema))
+        logits = [_logits(self.model.outputs(self._tensors(rows.slice(first, stop - first)), virtual_behavior))
+                  for first, stop in _spans(rows.num_rows, chunk_rows)]
+        return _scores(np.concatenate([np.empty((self._heads, 0)), *logits], axis=1))
 
     def predict_frame(self, frame: pd.DataFrame) -> np.ndarray:
         """`predict` of a pandas frame; None and NaN are NULL."""
-        return self._score(table_from_pandas(frame, input_schema(self.schema)), CHUNK_ROWS).ctr
-
-    def predict_candidates(self, users: pa.Table, user_index: np.ndarray, candidates: pa.Table,
-                           chunk_rows: int = CHUNK_ROWS) -> np.ndarray:
-        """float64 (B,) CTR of candidates; the arguments are those of `score_candidates`."""
-        return self.score_candidates(users, user_index, candidates, chunk_rows).ctr
+        return self.predict(table_from_pandas(frame, input_schema(self.schema)))
 
     @torch.no_grad()
     def score_candidates(self, users: pa.Table, user_index: np.ndarray, candidates: pa.Table,
@@ -174,12 +173,6 @@ class Package:
             return v_BLD.mean(1)
         mean = self.model.completes_all or pooling_of(self.config.tower_config) == "mean"
         return mean_behavior(v_BLD, mask_BL) if mean else (v_BLD * mask_BL.unsqueeze(2)).sum(1)
-
-    @torch.no_grad()
-    def _score(self, rows: pa.Table, chunk_rows: int, virtual_behavior: bool = True) -> Scores:
-        logits = [_logits(self.model.outputs(self._tensors(rows.slice(first, stop - first)), virtual_behavior))
-                  for first, stop in _spans(rows.num_rows, chunk_rows)]
-        return _scores(np.concatenate([np.empty((self._heads, 0)), *logits], axis=1))
 
     def _tensors(self, rows: pa.Table) -> dict[str, Tensor]:
         device = self.model.tables.weight.device

@@ -204,6 +204,11 @@ class Schema:
         """Features of one group (`user`, `context`, `item`) in order."""
         return tuple(f for f in self.features if f.group == group)
 
+    @property
+    def logged_context(self) -> tuple[Feature, ...]:
+        """Context features that an impression brings; the others are derived from its time."""
+        return tuple(f for f in self.group("context") if not f.derive)
+
     def feature(self, name: str) -> Feature:
         """The feature called `name`; KeyError where there is none."""
         return {f.name: f for f in self.features}[name]

@@ -16,7 +16,7 @@ from pyspark.sql.types import DataType, TimestampType
 from mail_core.errors import InputError
 from mail_core.lake.files import spark_uri
 from mail_core.schema.arrow import column_type, feature_type
-from mail_core.schema.definition import ITEM, TIME, USER, Feature, Schema
+from mail_core.schema.definition import ITEM, TIME, USER, Schema
 from mail_core.spark.context_features import local_moment
 
 _WIDENED = {"bigint": ("tinyint", "smallint", "int"), "int": ("tinyint", "smallint"),
@@ -79,16 +79,12 @@ def _read(spark: SparkSession, path: str) -> DataFrame:
                          f"{str(error).splitlines()[0]}") from error
 
 
-def _given_context(schema: Schema) -> list[Feature]:
-    return [f for f in schema.group("context") if not f.derive]
-
-
 def _column_types(schema: Schema) -> dict[str, DataType]:
     """The columns that candidates may have, with their types."""
     log = schema.impressions
     keys = {USER: log.user, ITEM: log.item}
     types = {name: from_arrow_type(column_type(log.column(column))) for name, column in keys.items()}
-    context = {f.name: from_arrow_type(feature_type(schema, f)) for f in _given_context(schema)}
+    context = {f.name: from_arrow_type(feature_type(schema, f)) for f in schema.logged_context}
     return {**types, TIME: TimestampType(), **context}
 
 
@@ -102,7 +98,7 @@ def _check_column(path: str, name: str, found: DataType, wanted: dict[str, DataT
 
 def _check_nulls(schema: Schema, path: str, table: DataFrame) -> int:
     """Rows of `table`; InputError on none, and on NULL in a column of which the schema names no NULL text."""
-    nullable = [f.name for f in _given_context(schema) if schema.impressions.column(f.column).nulls]
+    nullable = [f.name for f in schema.logged_context if schema.impressions.column(f.column).nulls]
     never_null = [name for name in table.columns if name not in nullable]
     counted = table.select(F.count("*").alias("rows"),
                            *(F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in never_null)).first()
@@ -120,7 +116,7 @@ def _in_context(schema: Schema, pairs: DataFrame, day: date) -> DataFrame:
     """`pairs` with TIME and every context feature that is not derived; serving time and context where absent."""
     moment = local_moment(day, schema.serving.time, schema.timezone)
     absent: dict[str, SparkColumn] = {TIME: F.lit(moment)}
-    absent |= {f.name: F.lit(schema.serving.context[f.name]) for f in _given_context(schema)}
+    absent |= {f.name: F.lit(schema.serving.context[f.name]) for f in schema.logged_context}
     types = _column_types(schema)
     return pairs.withColumns({name: value.cast(types[name]) for name, value in absent.items()
                               if name not in pairs.columns})

@@ -18,6 +18,7 @@ from mail_core.errors import InputError
 from mail_core.evaluation.checks import CheckResult, Figures, check_day
 from mail_core.lake.tables import Lake
 from mail_core.schema.definition import DAY, LABEL, Feature, Schema, check_figures
+from mail_core.spark.new_users import behavior_length
 
 CHECKS = "checks"
 _FEATURE, _VALUE = "feature", "value"
@@ -58,7 +59,7 @@ def day_figures(features: DataFrame, schema: Schema, days: Sequence[date],
     """
     own = [f for f in schema.features if not f.derive]
     shares = {"ctr": F.avg(F.col(LABEL).cast("double")),
-              "new_users": _share(F.coalesce(F.size(schema.action_column), F.lit(0)) <= 0),
+              "new_users": _share(behavior_length(schema) == 0),
               **{f"null.{f.name}": _share(F.size(f.name) <= 0 if f.kind == "multi" else F.lit(False), F.col(f.name))
                  for f in own}}
     plain = (features.where(F.col(DAY).isin(list(days))).groupBy(DAY)

@@ -23,6 +23,7 @@ from mail_core.evaluation.page import EXCERPT
 from mail_core.evaluation.promotion import Promotion
 from mail_core.lake.tables import RAW_TABLES, Lake
 from mail_core.schema.definition import DAY, LABEL, Schema
+from mail_core.spark.new_users import behavior_length
 
 REASONS = 40
 """Reasons of quarantine that are shown, those with most lines."""
@@ -89,7 +90,7 @@ def _features(schema: Schema, lake: Lake, day: date) -> dict[date, FeatureDay] |
     rows = _window(lake, "features", day)
     if rows is None:
         return None
-    is_new = F.coalesce(F.size(schema.action_column), F.lit(0)) <= 0
+    is_new = behavior_length(schema) == 0
     summed = rows.groupBy(DAY).agg(F.count("*").alias("rows"), F.avg(LABEL).alias("ctr"),
                                    F.avg(is_new.cast("double")).alias("new_users"))
     return {row[DAY]: FeatureDay(rows=row["rows"], ctr=row["ctr"], new_users=row["new_users"])

@@ -31,7 +31,7 @@ from mail_core.package.scoring import Package
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import ITEM, LABEL, MASKED, UNKNOWN, USER
 from mail_core.simulation.world import World
-from mail_core.spark.new_users import with_new_users
+from mail_core.spark.new_users import behavior_length, with_new_users
 from mail_core.spark.packages import FolderHandle, PackageHandle, ship_folder, ship_package
 
 _SCORED = ("label int, user_key long, is_new boolean, masked boolean, unseen boolean, model double, against double, "
@@ -225,7 +225,7 @@ def _behavior_fit(features: DataFrame, model: PackageHandle, package: Package,
                                                "real_squares": total.real_squares, "error_squares": total.error_squares,
                                                "cosines": total.cosines}])
 
-    with_behavior = features.where(F.size(package.schema.action_column) > 0)
+    with_behavior = features.where(behavior_length(package.schema) > 0)
     parts = [BehaviorFit(row["rows"], np.array(row["real"]), row["real_squares"], row["error_squares"], row["cosines"])
              for row in with_behavior.mapInArrow(fit, _FIT).collect()]
     return reduce(add, parts) if parts else None

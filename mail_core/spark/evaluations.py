@@ -16,6 +16,7 @@ from mail_core.errors import InputError
 from mail_core.evaluation.comparison import BootstrapConfig
 from mail_core.evaluation.metrics import relative_improvement
 from mail_core.evaluation.tables import format_differences, format_table, number
+from mail_core.lake.sql import sql_literal
 from mail_core.package.store import NEW_USERS, load_package
 from mail_core.schema.definition import DAY, Schema
 from mail_core.spark.evaluation import Evaluation, EvaluationConfig, check_inputs, evaluate_rows
@@ -160,9 +161,3 @@ def _mine(request: EvaluationRequest) -> str:
 
 def _title(model: ResolvedModel | None) -> str:
     return f"{model.name}/{model.version}" if model else ""
-
-
-def sql_literal(text: str) -> str:
-    """`text` as a string of Spark's SQL."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

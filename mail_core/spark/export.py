@@ -198,8 +198,8 @@ def write_encoded(rows: DataFrame, schema: Schema, counts: Mapping[str, int], fo
 
 def row_order(schema: Schema) -> SparkColumn:
     """A hash of what tells impressions apart: user, item, time, outcome and the context that the log brings."""
-    own_context = [f.name for f in schema.group("context") if not f.derive]
-    return F.xxhash64(F.lit(_ORDER_SEED), USER, ITEM, F.unix_micros(TIME), *schema.outcomes, *own_context)
+    context = [f.name for f in schema.logged_context]
+    return F.xxhash64(F.lit(_ORDER_SEED), USER, ITEM, F.unix_micros(TIME), *schema.outcomes, *context)
 
 
 def _staged(schema: Schema) -> pa.Schema:

@@ -18,6 +18,7 @@ from mail_core.errors import InputError
 from mail_core.schema.arrow import features_schema, raw_fields
 from mail_core.schema.definition import DAY, ITEM, TIME, USER, Feature, Schema, Snapshot
 from mail_core.spark.context_features import derive, earliest_moments
+from mail_core.spark.new_users import behavior_length
 from mail_core.spark.sequences import Spans, partition_count, read_partition, slices, timeline
 
 if TYPE_CHECKING:  # executors need no Delta in their Python
@@ -74,7 +75,7 @@ def replace_features(schema: Schema, lake: Lake, window: FeatureDays) -> tuple[i
     impressions = lake.read("raw_impressions").where(F.col(DAY).isin(days))
     rows = lake.replace_days("features", build_features(schema, impressions, behaviors, lake.read("users"),
                                                         lake.read("items")), days, since=since)
-    length = F.size(schema.action_column)
+    length = behavior_length(schema)
     summary = (lake.read("features").where(F.col(DAY).isin(days)).groupBy(DAY)
                .agg(F.count("*").alias("rows"), F.avg(length).alias("mean_length"),
                     F.avg((length == 0).cast("double")).alias("empty")).orderBy(DAY))
@@ -108,7 +109,7 @@ def build_features(schema: Schema, impressions: DataFrame, behaviors: DataFrame,
     rows = impressions.select(DAY, F.col(log.user).alias(USER), F.col(log.time).alias(TIME),
                               F.col(log.item).alias(ITEM),
                               *(F.col(c).cast(IntegerType()).alias(name) for name, c in schema.outcomes.items()),
-                              *(F.col(f.column).alias(f.name) for f in schema.group("context") if not f.derive))
+                              *(F.col(f.column).alias(f.name) for f in schema.logged_context))
     rows = with_snapshots(schema, rows, users, items)
     parallelism = impressions.sparkSession.sparkContext.defaultParallelism
     partitions = partition_count(impressions.count() + behaviors.count(), parallelism)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pyarrow as pa
+from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -22,6 +23,11 @@ def with_new_users(rows: DataFrame, schema: Schema, mode: NewUserMode) -> DataFr
     return marked.withColumns({
         column: F.when(F.col(MASKED) == 1, F.array().cast(rows.schema[column].dataType)).otherwise(F.col(column))
         for column in schema.behavior_vocabularies})
+
+
+def behavior_length(schema: Schema) -> SparkColumn:
+    """Behaviours in a row's sequence; 0 for NULL. A row is new where there are none (Eq. 9)."""
+    return F.coalesce(F.size(schema.action_column), F.lit(0))
 
 
 def marked_rows(rows: DataFrame, mode: NewUserMode) -> DataFrame:

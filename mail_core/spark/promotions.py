@@ -18,12 +18,13 @@ from mail_core.errors import InputError
 from mail_core.evaluation.comparison import NO_DIFFERENCE
 from mail_core.evaluation.promotion import (CHALLENGER, CHAMPION, KEPT, PROMOTED, CohortEvidence, Decision, Promotion,
                                             PromotionConfig, beats_constant, gain_is_lost, non_inferior)
+from mail_core.lake.sql import sql_literal
 from mail_core.lake.tables import Lake
 from mail_core.package.scoring import Package
 from mail_core.package.store import NEW_USERS, load_package
 from mail_core.schema.definition import DAY
 from mail_core.spark.evaluation import Evaluation, EvaluationConfig, check_inputs, evaluate_rows
-from mail_core.spark.evaluations import sql_literal
+from mail_core.spark.evaluations import features_of
 from mail_core.tracking import promotions as registry
 from mail_core.tracking.promotions import Rollback
 from mail_core.tracking.registry import ResolvedModel, resolve_model
@@ -125,9 +126,7 @@ def _decided(lake: Lake, request: PromotionRequest, challenger: _Loaded, champio
     """The decision, with the figures that it rests on."""
     model, config = challenger.model, request.config
     mode = request.new_users or NewUserMode.parse(challenger.package.lineage[NEW_USERS])
-    features = lake.read("features").where(F.col(DAY) == F.lit(request.day))
-    if features.isEmpty():
-        raise InputError(f"{lake.path('features')}: no rows of {request.day}; run build_features for it")
+    features = features_of(lake, request.day)
     kept = _kept_without_comparison(request.day, model, champion)
     against = None if champion is None or kept is not None else champion
     if against is not None:

@@ -198,8 +198,7 @@ def _scored(schema: Schema, package: Package, index: BehaviorIndex, candidates: 
     spans = index.find(encoded_B.dictionary, before_U, since_U, schema.sequence_length)
     attributes = candidates.take(pa.array(first_U)).select([f.name for f in schema.group("user")])
     users = pa.table({**dict(zip(attributes.column_names, attributes.columns)), **index.gather(spans)})
-    targets = {f.name: candidates.column(f.name) for group in ("context", "item") for f in schema.group(group)
-               if not f.derive}
+    targets = {f.name: candidates.column(f.name) for f in (*schema.logged_context, *schema.group("item"))}
     scores = package.score_candidates(users, user_index_B,
                                       pa.table({**targets, **derived_context(schema, candidates.column(TIME))}))
     columns = {USER: candidates.column(USER), ITEM: candidates.column(ITEM), "ctr": scores.ctr, "cvr": scores.cvr,

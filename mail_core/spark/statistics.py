@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from mail_core.loading.manifest import SPLITS
 from mail_core.schema.definition import CONVERSION, ITEM, LABEL, MASKED, UNSEEN, USER, Schema
+from mail_core.spark.new_users import behavior_length
 
 SPLIT, LENGTH = "split", "length"
 
@@ -21,9 +22,8 @@ class UserRows:
     """
 
     def __init__(self, rows: DataFrame, schema: Schema, split_column: str):
-        length = F.coalesce(F.size(schema.action_column), F.lit(0))
-        self._frame = rows.select(F.col(split_column).alias(SPLIT), USER, ITEM, *schema.outcomes, length.alias(LENGTH),
-                                  MASKED)
+        self._frame = rows.select(F.col(split_column).alias(SPLIT), USER, ITEM, *schema.outcomes,
+                                  behavior_length(schema).alias(LENGTH), MASKED)
 
     def __enter__(self) -> DataFrame:
         return self._frame.persist(StorageLevel.MEMORY_AND_DISK)

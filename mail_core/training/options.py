@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 from mail_core.errors import InputError
-from mail_core.job import dataset_parser
+from mail_core.job import add_tracking, dataset_parser
 from mail_core.lake.files import validated_lake_uri
 from mail_core.models.alignment import ALIGNMENTS, KERNELS
 from mail_core.models.esmm import HEADS
@@ -89,7 +89,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument(UNREGISTERED, action="store_true", help="a trial: keep the version as the artifact package/ of "
                         "its MLflow run, and register nothing")
     result.add_argument(PARENT_RUN, metavar="ID", help="MLflow run that this one is nested in")
-    result.add_argument("--tracking-uri", help="MLflow's store; default: SQLite beside a local lake")
+    add_tracking(result)
     result.add_argument(RESUME, action="store_true", help="go on from the last checkpoint of the same command")
     result.add_argument("--checkpoint-seconds", type=float, default=TrainRequest.checkpoint_seconds,
                         help="between two checkpoints within an epoch; each epoch ends with one, too")

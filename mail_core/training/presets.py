@@ -1,4 +1,4 @@
-"""Settings of a training run. All arithmetic is float32."""
+"""Settings of a training run. All arithmetic is float32, but where a part of the model has `autocast`."""
 
 from __future__ import annotations
 

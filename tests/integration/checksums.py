@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from mail_core.lake.tables import Lake
 
-WRITTEN_WHEN = ("scored_at", "evaluated_at")
+WRITTEN_WHEN = ("scored_at", "evaluated_at", "checked_at", "decided_at")
 TABLES = ("raw_impressions", "raw_behaviors", "users", "items", "quarantine", "features", "evaluations", "ctr_scores")
 
 

@@ -18,20 +18,27 @@ from typing import Iterator
 import mlflow
 import numpy as np
 import pytest
-from checksums import checksums
+from checksums import checksum, checksums
 from killing import kill, start
 from raw_tables import LAST_DAY
+from small_package import small_package
 from test_faults import INGESTED
 from test_faults import write as write_raw_files
-from test_kill_and_rerun import ARGUMENTS, MODE, content, stage_folders
+from test_kill_and_rerun import ARGUMENTS, LAST, MODE, content, stage_folders
 
 from mail_core.lake.tables import Lake
 from mail_core.package.store import METRICS, WEIGHTS
-from mail_core.tracking.registry import resolve_model
+from mail_core.tracking.promotions import aliases
+from mail_core.tracking.registry import register_package, resolve_model
 from mail_core.tracking.runs import configure_tracking
 
 KILLS, FINISH_EVERY, SEED, TIMEOUT = int(os.environ.get("FAULT_KILLS", "20")), 5, 20_261_124, 300
-JOBS = ("ingest_logs", *ARGUMENTS, "train")
+# Margins as wide as they can be: the challenger is promoted, and all its aliases move.
+TABLES = {"check_features": "checks", "promote": "promotions"}
+OTHERS = {"check_features": ("--date", LAST),
+          "promote": ("--date", LAST, "--model", "m", "--auc-margin", "0.99", "--logloss-margin", "0.99",
+                      "--least-clicks", "1")}
+JOBS = ("ingest_logs", *ARGUMENTS, *OTHERS, "train")
 CHOSEN = os.environ.get("FAULT_JOBS", ",".join(JOBS)).split(",")
 TRAIN = ("--end-date", str(LAST_DAY), "--new-users", MODE, "--preset", "tiny", "--ranks", "2", "--epochs", "2",
          "--checkpoint-seconds", "0")
@@ -65,26 +72,35 @@ def printed_table() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def stages(spark, alimama, tmp_path_factory) -> dict[str, Path]:
-    return stage_folders(spark, alimama, tmp_path_factory.mktemp("undisturbed"))
+    found = stage_folders(spark, alimama, tmp_path_factory.mktemp("undisturbed"))
+    root = found["done"].parent
+    configure_tracking(None, str(found["done"]))
+    for alias, seed in (("champion", 0), ("challenger", 1)):
+        package = small_package(root / alias, alimama, seed=seed, new_users=MODE, test_day=LAST_DAY)
+        register_package(package, "m", alias)
+    return found | {job: found["done"] for job in OTHERS}
 
 
 def arguments_of(job: str, root: Path, source: Path) -> tuple[str, ...]:
     table = ("--schema", "alimama", "--lake", str(root / "lake"))
     if job == "ingest_logs":
         return *table, "--source", str(source)
-    return *table, *(TRAIN if job == "train" else ARGUMENTS[job])
+    return *table, *(TRAIN if job == "train" else (ARGUMENTS | OTHERS)[job])
 
 
 def found(spark, schema, job: str, root: Path) -> object:
     """What the job has left, whatever its files are called."""
     if job == "ingest_logs":
         return checksums(Lake(spark, str(root / "lake"), schema), INGESTED)
-    if job != "train":
+    if job in ARGUMENTS:
         return content(spark, schema, root / "lake", job)
     configure_tracking(None, str(root / "lake"))
-    [version] = mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")
-    package, names = resolve_model(f"models:/{MODEL}/{version.version}").package_folder, (WEIGHTS, METRICS)
-    return [hashlib.sha256((package / name).read_bytes()).hexdigest() for name in names]
+    if job in OTHERS:
+        return checksum(Lake(spark, str(root / "lake"), schema).read(TABLES[job])), aliases("m")
+    # One a training: one that ended before its kill is not gone on with, but trained once more.
+    return {tuple(hashlib.sha256((resolve_model(f"models:/{MODEL}/{version.version}").package_folder / name)
+                                 .read_bytes()).hexdigest() for name in (WEIGHTS, METRICS))
+            for version in mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")}
 
 
 def completed(job: str, arguments: tuple[str, ...], log: Path) -> None:

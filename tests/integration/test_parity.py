@@ -67,7 +67,7 @@ def test_candidates_score_as_whole_rows(version):
     package = load_package(resolve_model("models:/parity/1").package_folder)
     index = np.random.default_rng(0).permutation(ROWS)
     users = rows.take(np.argsort(index)).select(package.user_schema.names)
-    close(package.predict_candidates(users, index, rows.select(package.candidate_schema.names)), expected)
+    close(package.score_candidates(users, index, rows.select(package.candidate_schema.names)).ctr, expected)
 
 
 def test_mlflows_spark_udf_scores_as_the_package(version, spark):

@@ -42,6 +42,13 @@ def test_a_pass_ends_with_cohorts_of_both_models_and_the_first_scores(printed):
         assert f"\n{cohort} " in printed
     assert "alimama-mail-base_dnn" in printed and "alimama-base_dnn" in printed
     assert "ctr_scores" in printed
+    assert "first version" in printed, "the decision on it"
+
+
+def test_a_pass_ends_with_the_path_of_the_days_page(printed, config):
+    assert printed.splitlines()[-1] == str(config.report)
+    page = config.report.read_text(encoding="utf-8")
+    assert str(END) in page and "alimama-mail-base_dnn" in page
 
 
 def test_scores_cover_each_candidate_pair_once(printed, config, spark, alimama):

@@ -81,10 +81,10 @@ def test_candidates_get_the_ctr_of_their_joined_rows(tmp_path, schema, zero_shot
     candidates = rows.select(package.candidate_schema.names)
     joined = pa.table({**{n: users.column(n).take(index) for n in users.schema.names},
                        **{n: candidates.column(n) for n in candidates.schema.names}})
-    found = package.predict_candidates(users, index, candidates, chunk_rows=5)
+    found = package.score_candidates(users, index, candidates, chunk_rows=5).ctr
     np.testing.assert_allclose(found, package.predict(joined), atol=1e-6)
     with pytest.raises(InputError, match="expected 0 to 10"):
-        package.predict_candidates(users, index + 5, candidates)
+        package.score_candidates(users, index + 5, candidates)
 
 
 def test_pandas_rows_score_as_arrow_rows(package):
@@ -143,7 +143,7 @@ def test_a_tokens_counterpart_is_the_mean_of_real_behaviour(tmp_path, alimama):
         expected = inputs.v_BLD[row, mask].mean(0).numpy() if mask.any() else np.zeros(package.config.dim)
         np.testing.assert_allclose(real[row], expected, atol=1e-6)
     np.testing.assert_allclose(virtual, package.model.zero_shot.virtual_behavior(inputs.a_BAD)[:, 0].numpy(), atol=1e-6)
-    by_user = package.predict_candidates(rows, np.arange(20), rows)
+    by_user = package.score_candidates(rows, np.arange(20), rows).ctr
     np.testing.assert_allclose(package.predict(rows), by_user, atol=1e-6)
 
 
