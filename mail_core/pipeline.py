@@ -60,8 +60,10 @@ class Step:
 
 
 def pipeline_steps(config: PipelineConfig) -> list[Step]:
-    """The jobs of one pass, in order. MAIL and its ranking tower alone are trained on the same export; scores are the new
-    version's, promoted or not."""
+    """The jobs of one pass, in order.
+
+    MAIL and its ranking tower alone are trained on the same export; scores are the new version's, promoted or not.
+    """
     table = ("--schema", config.schema, "--lake", str(config.lake))
     end = config.end_date.isoformat()
     days = ("--days", str(config.days))
