@@ -42,8 +42,8 @@ def end_with_launcher() -> None:
     the job's next start must not meet it."""
     launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
     if sys.platform == "linux":
-        # The watch below needs Python, which native code can keep from it for good: gloo's process group, when an error
-        # has another rank as its cause, is destroyed with Python's lock held and joins a thread that waits for the lock.
+        # The watch below needs Python, which native code can keep from it for good: gloo's process group, once another
+        # rank has died, is destroyed with Python's lock held and joins a thread that waits for that lock.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
