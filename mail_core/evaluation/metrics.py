@@ -73,6 +73,13 @@ def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     return float(roc_auc_score(labels, probabilities)) if 0 < clicks < len(labels) else None
 
 
+def conversion_aucs(clicks: np.ndarray, conversions: np.ndarray, ctr: np.ndarray,
+                    cvr: np.ndarray) -> dict[str, float | None]:
+    """`ctcvr_auc`: of ctr * cvr over all (B,) rows; `cvr_auc`: of the CVR over clicked rows."""
+    clicked = np.asarray(clicks) > 0
+    return {"ctcvr_auc": auc(conversions, ctr * cvr), "cvr_auc": auc(conversions[clicked], cvr[clicked])}
+
+
 def gauc(labels: np.ndarray, probabilities: np.ndarray, user_keys: np.ndarray) -> float | None:
     """Impression-weighted mean of the users' AUCs; None where no user has both classes."""
     users, auc_U, rows_U = user_aucs(labels, probabilities, user_keys)

@@ -26,20 +26,20 @@ from mail_core.errors import InputError
 from mail_core.evaluation.behavior_fit import BehaviorFit
 from mail_core.evaluation.cohorts import COHORTS, cohort_masks
 from mail_core.evaluation.comparison import BootstrapConfig, PairedDifference, loss_difference, paired_differences
-from mail_core.evaluation.metrics import METRICS, CohortMetrics, auc, metrics_of
+from mail_core.evaluation.metrics import METRICS, CohortMetrics, auc, conversion_aucs, metrics_of
 from mail_core.package.scoring import Package
 from mail_core.schema.arrow import input_schema
-from mail_core.schema.definition import ITEM, LABEL, MASKED, UNKNOWN, USER
+from mail_core.schema.definition import CONVERSION, ITEM, LABEL, MASKED, UNKNOWN, USER
 from mail_core.simulation.world import World
 from mail_core.spark.new_users import behavior_length, with_new_users
 from mail_core.spark.packages import FolderHandle, PackageHandle, ship_folder, ship_package
 
 _SCORED = ("label int, user_key long, is_new boolean, masked boolean, unseen boolean, model double, against double, "
-           "truth double, attributes double, virtual_off double")
+           "truth double, attributes double, virtual_off double, conversion int, cvr double")
 _SUMMARY = "cohort string, source string, metric string, value double, low double, high double"
 _FIT = "rows long, real array<double>, real_squares double, error_squares double, cosines double"
 _MODEL, _AGAINST, _DIFFERENCE, _TRUTH, _ATTRIBUTES = "model", "against", "difference", "truth", "attributes"
-_VIRTUAL_OFF, _CONSTANT = "virtual_off", "constant"
+_VIRTUAL_OFF, _CONSTANT, _CONVERSIONS = "virtual_off", "constant", "conversions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ class Evaluation:
     """model - against."""
     attainable: dict[str, Attainable]
     """By cohort; empty without a world."""
+    conversions: dict[str, dict[str, float | None]]
+    """Cohort -> the figures of `conversion_aucs`; empty for a version without the head `esmm`."""
     losses: dict[str, PairedDifference]
     """Cohort -> log loss, model - against; like the two below it is there for a promotion alone."""
     constant: PairedDifference
@@ -148,15 +150,18 @@ def _score(model: PackageHandle, against: PackageHandle | None, world: FolderHan
             users = rows.column(USER).combine_chunks()
             lengths = rows.column(package.schema.action_column).combine_chunks().value_lengths().fill_null(0)
             ids = users.to_numpy(zero_copy_only=False), rows.column(ITEM).to_numpy()
-            nothing = pa.nulls(rows.num_rows, pa.float64())
+            nothing, scores = pa.nulls(rows.num_rows, pa.float64()), package.score(rows)
+            converted = rows.column(CONVERSION).combine_chunks() if CONVERSION in rows.column_names else None
             yield pa.RecordBatch.from_pydict({
                 "label": rows.column(LABEL).combine_chunks(), "user_key": stable_hash(users).view(np.int64),
                 "is_new": lengths.to_numpy() == 0, "masked": rows.column(MASKED).to_numpy() == 1,
                 "unseen": unseen_users(rows, package),
-                "model": package.predict(rows), "against": against.load().predict(rows) if against else nothing,
+                "model": scores.ctr, "against": against.load().predict(rows) if against else nothing,
                 "truth": truth.click_probability(*ids) if truth else nothing,
                 "attributes": truth.attribute_only_probability(*ids) if truth else nothing,
-                "virtual_off": package.predict(rows, virtual_behavior=False) if virtual_off else nothing})
+                "virtual_off": package.predict(rows, virtual_behavior=False) if virtual_off else nothing,
+                "conversion": pa.nulls(rows.num_rows, pa.int32()) if converted is None else converted,
+                "cvr": nothing if scores.cvr is None else pa.array(scores.cvr)})
 
     return score
 
@@ -177,6 +182,9 @@ def _summarise(config: EvaluationConfig) -> Callable[..., pa.Table]:
                       for item in metrics_of(cohort, labels, column["against"], users).items()]
             lines += [(_DIFFERENCE, d.metric, d.difference, d.low, d.high) for d in
                       paired_differences(cohort, labels, column["model"], column["against"], users, bootstrap)]
+        if not np.isnan(column["cvr"]).any():
+            found = conversion_aucs(labels, column["conversion"], column["model"], column["cvr"])
+            lines += [(_CONVERSIONS, *item, None, None) for item in found.items()]
         if attainable:
             lines += [(source, "auc", auc(labels, column[source]), None, None) for source in (_TRUTH, _ATTRIBUTES)]
         if config.promotion:
@@ -241,10 +249,15 @@ def _evaluation(rows: list[Row], config: EvaluationConfig, fit: BehaviorFit | No
                   for cohort in COHORTS} if config.world else {}
     losses = {cohort: _paired(found, _DIFFERENCE, cohort, "logloss")
               for cohort in COHORTS} if config.promotion and config.against else {}
+    conversions: dict[str, dict[str, float | None]] = {}
+    for source, cohort, metric in found:
+        if source == _CONVERSIONS:
+            conversions.setdefault(cohort, {})[metric] = _value(found, source, cohort, metric)
     virtual_off = {cohort: _paired(found, _VIRTUAL_OFF, cohort, "auc")
                    for cohort in COHORTS} if any(source == _VIRTUAL_OFF for source, *_ in found) else {}
     return Evaluation(model=[_metrics(found, _MODEL, cohort) for cohort in COHORTS], fit=fit, against=against,
                       differences=differences, attainable=attainable, losses=losses, virtual_off=virtual_off,
+                      conversions={c: conversions[c] for c in COHORTS if c in conversions},
                       constant=_paired(found, _CONSTANT, "all", "logloss"))
 
 

@@ -118,6 +118,10 @@ def format_summary(summary: EvaluationSummary) -> str:
     if evaluation.fit is not None:
         parts.append(f"virtual behaviour against masked users' own ({evaluation.fit.rows:,} rows): "
                      f"R2 {number(evaluation.fit.r2)}, cosine {number(evaluation.fit.cosine)}")
+    if evaluation.conversions:
+        lines = [f"{cohort:12}  {number(found['ctcvr_auc'])}  {number(found['cvr_auc'])}"
+                 for cohort, found in evaluation.conversions.items()]
+        parts.append("\n".join(["AUC of conversions (CTCVR over all rows; CVR over clicked ones)", *lines]))
     if evaluation.attainable:
         lines = [f"{cohort:12}  {number(best.truth)}  {number(best.attributes)}"
                  for cohort, best in evaluation.attainable.items()]
@@ -138,6 +142,8 @@ def _lines(summary: EvaluationSummary) -> list[tuple[str | None, str, str, float
     if evaluation.fit is not None:
         lines += [(None, "new_masked", "behavior_r2", evaluation.fit.r2),
                   (None, "new_masked", "behavior_cosine", evaluation.fit.cosine)]
+    lines += [(None, cohort, name, value) for cohort, found in evaluation.conversions.items()
+              for name, value in found.items()]
     for cohort, best in evaluation.attainable.items():
         lines += [(None, cohort, "attainable_auc", best.truth),
                   (None, cohort, "attainable_attribute_auc", best.attributes)]

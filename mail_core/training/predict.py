@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mail_core.evaluation.cohorts import cohort_masks
-from mail_core.evaluation.metrics import auc
+from mail_core.evaluation.metrics import auc, conversion_aucs
 from mail_core.loading.batches import epoch_batches
 from mail_core.loading.plan import rank_plan
 from mail_core.models.esmm import Esmm
@@ -87,16 +87,14 @@ def diagnostics(predictions: Predictions) -> dict[str, float | None]:
     return {f"new_auc_virtual_{name}": auc(predictions.labels[new], values[new]) for name, values in scores.items()}
 
 
-def conversion_aucs(predictions: Predictions) -> dict[str, float | None]:
-    """By cohort the AUC of the CTCVR over all rows, and of the CVR over clicked rows; nothing without `esmm`."""
-    if predictions.cvr is None or predictions.conversions is None:
+def conversion_figures(predictions: Predictions) -> dict[str, float | None]:
+    """COHORT/FIGURE -> the figures of `conversion_aucs`; nothing without the head `esmm`."""
+    cvr, conversions = predictions.cvr, predictions.conversions
+    if cvr is None or conversions is None:
         return {}
-    clicked, found = predictions.labels > 0, {}
-    for cohort, rows in predictions.cohorts().items():
-        ctcvr = (predictions.probabilities * predictions.cvr)[rows]
-        found[f"{cohort}/ctcvr_auc"] = auc(predictions.conversions[rows], ctcvr)
-        found[f"{cohort}/cvr_auc"] = auc(predictions.conversions[rows & clicked], predictions.cvr[rows & clicked])
-    return found
+    labels, ctr = predictions.labels, predictions.probabilities
+    return {f"{cohort}/{name}": value for cohort, rows in predictions.cohorts().items()
+            for name, value in conversion_aucs(labels[rows], conversions[rows], ctr[rows], cvr[rows]).items()}
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, ru
 from mail_core.training.data import Export, open_export
 from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
 from mail_core.training.loop import Recorder, fit
-from mail_core.training.predict import Predictions, conversion_aucs, diagnostics, predict
+from mail_core.training.predict import Predictions, conversion_figures, diagnostics, predict
 from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
 
@@ -146,7 +146,7 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
         assert predictions is not None
         cohorts = _cohorts(predictions)
-        measured = {**diagnostics(predictions), **_gate(model), **conversion_aucs(predictions)}
+        measured = {**diagnostics(predictions), **_gate(model), **conversion_figures(predictions)}
         run.params({"epochs": epochs})
         run.metrics(_flat(cohorts, measured))
         metrics = {"cohorts": [asdict(c) for c in cohorts], "diagnostics": measured}

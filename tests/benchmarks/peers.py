@@ -49,10 +49,10 @@ class Peer:
             raise RuntimeError(f"{self.process.args!r} ended; its message stands above")
         return line
 
-    def start(self) -> None:
+    def start(self, request: str = "") -> None:
         """Begin a run; `line` waits for its end."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{request}\n")
         self.process.stdin.flush()
 
     def __call__(self) -> float:

@@ -121,6 +121,19 @@ def test_the_run_has_the_aucs_of_both_products_and_the_version_both_towers(lake)
     assert -4 < float(bias) < -1, "it began at the conversions a click"
 
 
+def test_an_evaluation_has_the_aucs_of_both_products_where_the_version_has_them(lake, schema, capsys):
+    arguments = ("--schema", schema.name, "--lake", lake.uri, "--date", str(LAST_DAY), "--resamples", "10")
+    job("evaluate", *arguments, "--model", f"models:/{NAME}/1")
+    assert "AUC of conversions (CTCVR over all rows; CVR over clicked ones)\nold  " in capsys.readouterr().out
+    figures = {(row["cohort"], row["metric"]): row["value"] for row in lake.read("evaluations").collect()}
+    trained = load_package(resolve_model(f"models:/{NAME}/1").package_folder).metrics["diagnostics"]
+    for cohort in ("old", "new", "all"):
+        for name in ("ctcvr_auc", "cvr_auc"):
+            assert figures[cohort, name] == pytest.approx(trained[f"{cohort}/{name}"], abs=1e-4), "as on the same day"
+    job("evaluate", *arguments, "--model", "models:/plain/1")
+    assert "conversions" not in capsys.readouterr().out
+
+
 def test_scores_have_cvr_and_ctcvr_where_the_version_has_them(lake, schema):
     day = LAST_DAY + timedelta(days=1)
     arguments = ("--schema", schema.name, "--lake", lake.uri, "--date", str(day))

@@ -14,7 +14,7 @@ from mail_core.errors import InputError
 from mail_core.models.esmm import Esmm, product_logits, ranking_losses
 from mail_core.models.inputs import RankingOutput
 from mail_core.models.mail import MailConfig, MailModel
-from mail_core.training.predict import Predictions, conversion_aucs
+from mail_core.training.predict import Predictions, conversion_figures
 from mail_core.training.presets import model_config, model_label
 
 
@@ -100,7 +100,7 @@ def test_the_ctr_tower_starts_as_it_does_alone_and_priors_are_its_own():
 
 def test_the_product_is_measured_on_every_row_and_the_cvr_on_clicked_ones():
     nothing = np.zeros(5, dtype=np.int64)
-    found = conversion_aucs(Predictions(
+    found = conversion_figures(Predictions(
         probabilities=np.array([0.9, 0.8, 0.5, 0.4, 0.1]), cvr=np.array([0.5, 0.1, 0.2, 0.9, 0.9]), user_keys=nothing,
         labels=np.array([1, 1, 1, 0, 0]), conversions=np.array([1, 0, 1, 0, 0]), masked=nothing, unseen=nothing,
         is_new=np.array([0, 0, 0, 1, 1])))
