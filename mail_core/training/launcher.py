@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -68,8 +69,11 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
     """
     for name, value in _rank_environment(ranks, threads).items():
         os.environ.setdefault(name, value)
-    os.environ[_LAUNCHER] = str(os.getpid())
-    arguments = list(arguments)
+    with _named_as_launcher():
+        _launch(script, list(arguments), ranks, max_restarts, restart_argument)
+
+
+def _launch(script: Path, arguments: list[str], ranks: int, max_restarts: int, restart_argument: str | None) -> None:
     for restarts_left in range(max_restarts, -1, -1):
         # One launch an attempt, since the elastic agent's own restarts ask for no reason.
         config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, role="rank",
@@ -88,6 +92,16 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
         logger.warning("%s; all ranks are started again, %d more times at most", message, restarts_left - 1)
         if restart_argument is not None and restart_argument not in arguments:
             arguments.append(restart_argument)
+
+
+@contextmanager
+def _named_as_launcher() -> Iterator[None]:
+    """For the ranks alone: what else this process starts, torchrun perhaps, has ranks of its own."""
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[_LAUNCHER]
 
 
 def _rank_environment(ranks: int, threads: int | None) -> dict[str, str]:

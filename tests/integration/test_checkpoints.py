@@ -174,6 +174,7 @@ def test_bad_input_is_not_tried_again_and_any_other_end_is_so_often(tmp_path):
             launch(script, [], 2, max_restarts=restarts, restart_argument="--resume")
         assert starts.read_text().split() == expected
         starts.unlink()
+    assert "MAIL_LAUNCHER_PID" not in os.environ, "ranks of another launcher would end at once"
     os.environ.clear()
     os.environ.update(before)
 
