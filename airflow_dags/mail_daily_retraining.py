@@ -13,8 +13,8 @@ users is trained and measured as if it had none. It gives promotion many more ne
 behaviour from training. Scoring never masks anybody.
 
 ### History
-`export` needs all `days` days in `features`. Fill them once with the DAG `mail_rebuild_range` before the first night, and
-also the days that this DAG has missed. A night without them fails at `export`, in one line that names the days.
+`export` needs all `days` days in `features`. Fill them once by the DAG `mail_rebuild_range` before the first night,
+and also the days that this DAG has missed. A night without them fails at `export`, in a line that names the days.
 
 ### When a task fails
 `score` needs `ingest` and a champion, nothing else: whatever fails between, yesterday's champion scores, the run ends as
@@ -28,9 +28,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pendulum
+from mail_jobs import DAY, DEFAULTS, NEXT_DAY, PARAMS, SOURCE, TABLES, TIMEZONE, TRACKED, PythonJob, SparkJob
+
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, ObjectStoragePath, Param, TriggerRule, chain, task
-from mail_jobs import DAY, DEFAULTS, NEXT_DAY, PARAMS, SOURCE, TABLES, TIMEZONE, TRACKED, PythonJob, SparkJob
 
 CHAMPION = Asset("mail_champion")
 """Updated when a night has decided which version is champion, a new one or the old one."""
@@ -62,7 +63,8 @@ with DAG(
         "epochs": Param(None, type=["null", "integer"], minimum=1,
                         description="null: chosen on the last training day."),
         "train_options": Param("", type="string", description="More options of jobs/train.py."),
-        "model_name": Param(None, type=["null", "string"], description="Name in the registry; null: SCHEMA-mail-TOWER."),
+        "model_name": Param(None, type=["null", "string"],
+                            description="Name in the registry; null: SCHEMA-mail-TOWER."),
         "auc_margin": Param(None, type=["null", "number"], minimum=0, description=(
             "AUC that a challenger may lose and still be promoted; null: the default of jobs/promote.py.")),
         "promote_options": Param("", type="string", description="More options of jobs/promote.py."),
@@ -71,7 +73,7 @@ with DAG(
     },
 ) as dag:
 
-    @task.sensor(mode="reschedule", poke_interval=300, timeout=timedelta(hours=12).total_seconds(), retries=0)
+    @task.sensor(mode="reschedule", poke_interval=300, timeout=timedelta(hours=12).total_seconds())
     def wait_for_logs(source: str, day: str, marker: str) -> bool:
         """Whether the day's logs are complete. Holds no worker while it waits."""
         return (ObjectStoragePath(source) / day / marker).exists()
@@ -84,7 +86,8 @@ with DAG(
         **TABLES, "--end-date": DAY, "--days": "{{ params.days }}", "--new-users": "{{ params.new_users }}"})
     # A retry goes on from the last checkpoint; without one it starts afresh.
     train = PythonJob(
-        task_id="train", job="train", execution_timeout=timedelta(hours=8), further="--resume {{ params.train_options }}",
+        task_id="train", job="train", execution_timeout=timedelta(hours=8),
+        further="--resume {{ params.train_options }}",
         options={**TRACKED, "--end-date": DAY, "--new-users": "{{ params.new_users }}", "--model-name": MODEL,
                  "--preset": "{{ params.preset }}", "--ranks": "{{ params.ranks }}", "--tower": "{{ params.tower }}",
                  "--epochs": "{{ params.epochs or '' }}"})
