@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens reproduce reproduce-movielens bench test test-unit test-faults lint clean
+.PHONY: help setup quickstart movielens reproduce reproduce-movielens bench test test-unit test-airflow test-faults lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,8 +50,8 @@ bench: setup ## speed beside other libraries, into docs/benchmarks.md (installs 
 	for script in tests/benchmarks/bench_*.py; do $(PYTHON_BIN) $$script || exit 1; done
 
 lint: setup ## flake8, isort, mypy
-	$(PYTHON_BIN) -m flake8 mail_core jobs tests
-	$(PYTHON_BIN) -m isort --check-only --diff mail_core jobs tests
+	$(PYTHON_BIN) -m flake8 mail_core jobs airflow_dags tests
+	$(PYTHON_BIN) -m isort --check-only --diff mail_core jobs airflow_dags tests
 	$(PYTHON_BIN) -m mypy
 
 test-unit: setup ## the tests that need no engine
@@ -59,6 +59,11 @@ test-unit: setup ## the tests that need no engine
 
 test: lint ## everything that CI runs: lint, unit and integration tests
 	$(PYTHON_BIN) -m pytest tests/unit tests/integration --durations=15
+	$(MAKE) test-airflow
+
+test-airflow: setup ## nights of the Airflow DAG with the real jobs (makes an Airflow of its own in runs/airflow)
+	@.ci/setup-airflow
+	$(PYTHON_BIN) -m pytest tests/airflow --durations=5
 
 test-faults: setup ## each job killed at 20 random moments and run again (an hour; FAULT_JOBS, FAULT_KILLS)
 	$(PYTHON_BIN) -m pytest -s tests/integration/random_kills.py

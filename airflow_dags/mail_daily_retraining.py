@@ -13,13 +13,13 @@ users is trained and measured as if it had none. It gives promotion many more ne
 behaviour from training. Scoring never masks anybody.
 
 ### History
-`export` needs all `days` days in `features`. Fill them once by the DAG `mail_rebuild_range` before the first night,
+`export` needs all its `days` in `features`. Fill them once by the DAG `mail_rebuild_range` before the first night,
 and also the days that this DAG has missed. A night without them fails at `export`, in a line that names the days.
 
 ### When a task fails
-`score` needs `ingest` and a champion, nothing else: whatever fails between, yesterday's champion scores, the run ends as
-failed at `finished`, and `on_failure` of the Variable `mail` is called with the task that failed. A challenger that is
-kept back is no failure. A job that ends with exit code 2 (bad arguments or input) is not retried. What to do then:
+`score` needs `ingest` and a champion, nothing else: whatever fails between, yesterday's champion scores, the run ends
+as failed at `finished`, and `on_failure` of the Variable `mail` is called with the task that failed. A challenger that
+is kept back is no failure. A job that ends with exit code 2 (bad arguments or input) is not retried. What to do then:
 `docs/operating.md`; settings: `docs/airflow.md`.
 """
 
@@ -28,10 +28,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pendulum
-from mail_jobs import DAY, DEFAULTS, NEXT_DAY, PARAMS, SOURCE, TABLES, TIMEZONE, TRACKED, PythonJob, SparkJob
-
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, ObjectStoragePath, Param, TriggerRule, chain, task
+from mail_jobs import DAY, DEFAULTS, NEXT_DAY, PARAMS, SOURCE, TABLES, TIMEZONE, TRACKED, PythonJob, SparkJob
 
 CHAMPION = Asset("mail_champion")
 """Updated when a night has decided which version is champion, a new one or the old one."""
