@@ -74,7 +74,7 @@ class SparkJob(SparkSubmitOperator):
             super().execute(context)
         except AirflowException as error:
             if re.search(rf"Error code is: {BAD_INPUT}\.", str(error)):
-                raise AirflowFailException(_bad_input(self.application)) from error
+                raise AirflowFailException(_bad_input(self.application, str(error))) from error
             raise
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {name.lstrip("-"): str(value) for name, value in
@@ -100,7 +100,7 @@ class PythonJob(BaseOperator):
         command = [self.python, self.application, *words(self.options, self.further)]
         done = self._hook.run_command(command)
         if done.exit_code == BAD_INPUT:
-            raise AirflowFailException(f"{_bad_input(self.application)}: {done.output}")
+            raise AirflowFailException(_bad_input(self.application, done.output))
         if done.exit_code:
             raise AirflowException(f"{self.application} ended with exit code {done.exit_code}: {done.output}")
 
@@ -124,6 +124,8 @@ DEFAULTS = {
 """Of every task."""
 
 
-def _bad_input(application: str) -> str:
+def _bad_input(application: str, said: str) -> str:
+    """What the failed task says, with the line in which the job gave its reason."""
+    reason = re.search(r"ERROR mail_core\.job: (.*?)(?=\n\S*\d\d[-/]\d\d|\Z)", said, flags=re.DOTALL)
     return (f"{application} ended with exit code {BAD_INPUT}: its arguments or its input are bad, so it is not run "
-            "again; the last lines of the task's log say what is wrong")
+            f"again: {reason[1].strip() if reason else 'the last lines of the log say what is wrong'}")

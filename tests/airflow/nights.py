@@ -16,7 +16,17 @@ from typing import Any
 import pandas as pd
 
 from mail_core.schema.definition import Schema
+from mail_core.simulation.planted import WorldConfig
 
+FIRST, SECOND, THIRD = DAYS = [date(2017, 5, day) for day in (11, 12, 13)]
+NAME = "alimama-mail-base_dnn"
+# Some hundred clicks a day, and items that differ: a version of one epoch is better than a constant, for certain.
+WORLD = WorldConfig(users=400, items=50, days=10, impressions_per_user=40, behaviors_per_user=30, ctr=0.3,
+                    quality_scale=1.5)
+PARAMS = {
+    "preset": "tiny", "ranks": 2, "epochs": 1, "train_options": "--batch-size 128 --learning-rate 0.005",
+    # A lake so small cannot show the margins of a real one.
+    "auc_margin": 0.2, "promote_options": "--logloss-margin 0.5 --least-clicks 20 --resamples 40"}
 ROOT = Path(__file__).resolve().parents[2]
 AIRFLOW_PYTHON = ROOT / "runs" / "airflow" / "venv" / "bin" / "python"
 """Made by .ci/setup-airflow (`make test-airflow`)."""
@@ -24,7 +34,7 @@ WATCH = """
 import os
 def failed(context):
     with open(os.environ["MAIL_TEST_WATCH"], "a") as log:
-        log.write(f"{context['ti'].task_id} {context['exception']}\\n")
+        log.write(f"{context['ti'].task_id} {' '.join(str(context['exception']).split())}\\n")
 """
 SPARK = """
 spark.driver.memory 1g

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import timedelta
 
 import pytest
 from mlflow import MlflowClient
-from nights import Airflow, deliver
+from nights import FIRST, NAME, PARAMS, SECOND, THIRD
 from pyspark.sql import functions as F
 
 from mail_core.lake.tables import Lake
 from mail_core.package.store import load_package
-from mail_core.simulation.logs import simulate_logs
-from mail_core.simulation.planted import WorldConfig
-from mail_core.spark.features import FeatureDays, replace_features
-from mail_core.spark.ingest import ingest_logs
 from mail_core.tracking.promotions import aliases
 from mail_core.tracking.registry import resolve_model
-from mail_core.tracking.runs import configure_tracking
 
-FIRST, SECOND, THIRD = DAYS = [date(2017, 5, day) for day in (11, 12, 13)]
-NAME = "alimama-mail-base_dnn"
-# Some hundred clicks a day, and items that differ: a version of one epoch is better than a constant, for certain.
-WORLD = WorldConfig(users=400, items=50, days=10, impressions_per_user=40, behaviors_per_user=30, ctr=0.3,
-                    quality_scale=1.5)
-PARAMS = {
-    "preset": "tiny", "ranks": 2, "epochs": 1, "train_options": "--batch-size 128 --learning-rate 0.005",
-    # A lake so small cannot show the margins of a real one.
-    "auc_margin": 0.2, "promote_options": "--logloss-margin 0.5 --least-clicks 20 --resamples 40"}
 TASKS = ("wait_for_logs", "ingest", "features", "checks", "export", "train", "evaluate", "promote", "score", "report",
          "finished")
 
 pytestmark = pytest.mark.timeout(3600)  # a dozen jobs a night, each with a JVM of its own
-
-
-@pytest.fixture(scope="module")
-def airflow(spark, alimama, tmp_path_factory) -> Airflow:
-    """Two nights have gone by, on a lake that had the week before them."""
-    result = Airflow(folder=tmp_path_factory.mktemp("airflow"))
-    simulate_logs(spark, alimama, WORLD, str(result.folder / "logs"))
-    deliver(result.folder / "logs", alimama, result.source, DAYS)
-    ingest_logs(spark, alimama, str(result.source / "history"), str(result.lake), None)
-    replace_features(alimama, Lake(spark, str(result.lake), alimama),
-                     FeatureDays(last=FIRST - timedelta(days=1), days=7))
-    result.start()
-    for day in (FIRST, SECOND):
-        done = result.night(day, PARAMS)
-        assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
-    configure_tracking(None, str(result.lake))
-    return result
-
-
-@pytest.fixture
-def lake(airflow, spark, alimama) -> Lake:
-    return Lake(spark, str(airflow.lake), alimama)
 
 
 def values(lake: Lake, table: str, *columns: str) -> list[tuple]:

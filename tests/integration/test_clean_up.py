@@ -37,6 +37,8 @@ class Made:
     root: Path
     read: pa.Table
     """`features` as the champion was trained on them."""
+    version: int
+    """Of the table then."""
 
 
 def with_lineage(package: Path, folder: Path, features_version: int) -> Path:
@@ -101,7 +103,7 @@ def made(spark, alimama, tmp_path_factory) -> Made:
             store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(before), str(after)))
     moved = Lake(spark, str(after / "lake"), alimama)
     moved.replace_days("features", spark.createDataFrame(rows.slice(0, 90)), WEEK[:3])
-    return Made(moved, after, rows)
+    return Made(moved, after, rows, read)
 
 
 def clean_up(made: Made, *arguments: str) -> int:
@@ -131,7 +133,7 @@ def test_without_delete_all_stays_and_with_it_all_that_the_champion_needs(made, 
     assert versions() == ["2"]
     [run] = MlflowClient().search_runs([MlflowClient().get_experiment_by_name("alimama").experiment_id])
     assert run.info.run_id == champion
-    then = made.lake.read_days("features", WEEK, 1).toArrow()
+    then = made.lake.read_days("features", WEEK, made.version).toArrow()
     assert then.num_rows == made.read.num_rows, "the champion can be trained again"
 
     assert clean_up(made, "--delete") == DONE
