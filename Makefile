@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 # No figures of use to MLflow's makers from batch jobs.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart movielens mlflow reproduce reproduce-movielens bench test test-unit test-faults lint clean
+.PHONY: help setup quickstart movielens mlflow reproduce reproduce-movielens bench test test-unit test-airflow test-faults lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -54,16 +54,22 @@ bench: setup ## speed beside other libraries, into docs/benchmarks.md (installs 
 	for script in tests/benchmarks/bench_*.py; do $(PYTHON_BIN) $$script || exit 1; done
 
 lint: setup ## flake8, isort, mypy
-	$(PYTHON_BIN) -m flake8 mail_core jobs tests
-	$(PYTHON_BIN) -m isort --check-only --diff mail_core jobs tests
+	$(PYTHON_BIN) -m flake8 mail_core jobs airflow_dags tests
+	$(PYTHON_BIN) -m isort --check-only --diff mail_core jobs airflow_dags tests
 	$(PYTHON_BIN) -m mypy
 
 test-unit: setup ## the tests that need no engine
 	$(PYTHON_BIN) -m pytest tests/unit
 
 # A file's tests stay in one process, which shares its tables; the long files begin first.
-test: lint ## everything that CI runs: lint, unit and integration tests (two processes)
-	$(PYTHON_BIN) -m pytest tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
+test: lint ## everything that CI runs: lint, unit and integration tests, nights of Airflow (two processes)
+	@.ci/setup-airflow
+	$(PYTHON_BIN) -m pytest tests/airflow tests/integration tests/unit --numprocesses 2 --dist loadfile \
+		--no-loadscope-reorder --durations=15
+
+test-airflow: setup ## nights of the Airflow DAG with the real jobs (makes an Airflow of its own in runs/airflow)
+	@.ci/setup-airflow
+	$(PYTHON_BIN) -m pytest tests/airflow --durations=5
 
 test-faults: setup ## each job killed at 20 random moments and run again (an hour; FAULT_JOBS, FAULT_KILLS)
 	$(PYTHON_BIN) -m pytest -s tests/integration/random_kills.py

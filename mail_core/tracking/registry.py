@@ -109,6 +109,20 @@ def resolve_model(model_uri: str) -> ResolvedModel:
     return ResolvedModel(name=name, version=str(found.version), package_folder=Path(folder))
 
 
+def is_package(model_uri: str) -> bool:
+    """Whether this project registered the version at models:/NAME/VERSION; others may share the store.
+
+    Raises:
+        InputError: no such version, or its files cannot be read.
+    """
+    try:
+        mlmodel = mlflow.artifacts.download_artifacts(artifact_uri=f"{model_uri}/MLmodel")
+    except (MlflowException, OSError) as error:
+        raise InputError(f"model {model_uri!r}: {getattr(error, 'message', error)}") from error
+    flavor = yaml.safe_load(Path(mlmodel).read_text(encoding="utf-8"))["flavors"].get("python_function", {})
+    return PACKAGE_ARTIFACT in (flavor.get("artifacts") or {})
+
+
 def validated_model_name(name: str) -> str:
     """`name` where a model can be called so; InputError otherwise."""
     if not _NAME.fullmatch(name):
