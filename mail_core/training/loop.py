@@ -14,6 +14,7 @@ from mail_core.evaluation.metrics import auc
 from mail_core.loading.batches import epoch_batches
 from mail_core.loading.manifest import TRAIN, VALIDATION
 from mail_core.loading.plan import rank_plan
+from mail_core.models.deferred import deferred
 from mail_core.models.embeddings import EmbeddingLayout
 from mail_core.models.esmm import Esmm
 from mail_core.models.mail import MailModel
@@ -145,14 +146,10 @@ def train(export: Export, splits: tuple[str, ...], epochs: int, config: Training
 
 
 def build_model(export: Export, config: TrainingConfig, ranks: Ranks) -> MailModel:
-    """The initial model of `config.seed`, laid out on the meta device so that it is filled once, where it stays."""
+    """The initial model of `config.seed`, filled once, on this rank's device."""
     layout = EmbeddingLayout.from_schema(export.schema, export.encoders.vocabulary_sizes)
     torch.manual_seed(config.seed)
-    with torch.device("meta"):
-        model = MailModel(config.model, layout)
-    model.to_empty(device=ranks.device)
-    model.reset_parameters()
-    return model
+    return deferred(lambda: MailModel(config.model, layout), ranks.device)
 
 
 def _validation_score(predictions: Predictions) -> tuple[str, float]:
