@@ -173,7 +173,7 @@ def test_the_job_registers_a_version_that_says_what_it_started_from(lake, warm, 
     assert told.items() <= run.data.tags.items()
     assert run.data.metrics["test/all/rows"] == sum(SPLIT_FILES["test"]) and "test/new/auc" in run.data.metrics
     assert run.data.params["epochs"] == "2", "as many as the champion had"
-    assert [run.data.params[f"rows.{split}"] for split in (TRAIN, VALIDATION)] == ["0", str(sum(SPLIT_FILES[VALIDATION]))]
+    assert [int(run.data.params[f"rows.{split}"]) for split in (TRAIN, VALIDATION)] == [0, sum(SPLIT_FILES[VALIDATION])]
     package = load_package(resolve_model(f"models:/{NAME}/2").package_folder)
     assert package.lineage["warm_start"] == {"version": f"models:/{NAME}/1", "first_day": END.isoformat(),
                                              "last_day": END.isoformat(), "moments": True}
