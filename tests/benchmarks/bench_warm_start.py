@@ -149,10 +149,10 @@ def main() -> None:
     run()
     body = "\n".join([
         f"`python tests/benchmarks/bench_warm_start.py`, {before} at the start. {USERS:,} simulated users, "
-        f"{DAYS} days, windows of {WINDOW} days ({WINDOW - 1} train, the last one tests), new users {MODE}, tiny preset, "
-        f"2 ranks, {EPOCHS} epochs either way, seeds 1 to {SEEDS}. Each warm version starts from the one of the day before; the "
-        "first window's was trained from scratch. Differences are warm less from scratch, mean and standard deviation "
-        "over seeds (and days).\n",
+        f"{DAYS} days, windows of {WINDOW} days ({WINDOW - 1} train, the last one tests), new users {MODE}, tiny "
+        f"preset, 2 ranks, {EPOCHS} epochs either way, seeds 1 to {SEEDS}. Each warm version starts from the one of "
+        "the day before; the first window's was trained from scratch. Differences are warm less from scratch, mean "
+        "and standard deviation over seeds (and days).\n",
         table(["cohort", "test day", "AUC from scratch", "AUC warm", "difference"], auc_lines()),
         "Seconds of the whole job, start-up and the test day's measurement included, median over seeds. A nightly "
         "training from scratch that chooses its epochs trains up to five times more than this one.\n",

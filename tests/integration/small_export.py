@@ -90,7 +90,7 @@ def write_export(lake: Path, files: Mapping[str, Sequence[int]] | None = None, n
         (Path(uri) / data / split).mkdir(parents=True)
         days = [days_of(split, n, end) for n in sizes]
         splits[split] = tuple(FileEntry(path=f"{data}/{split}/part-{i:05}.parquet", rows=n,
-                                        days=Counter(day.isoformat() for day in days[i])) for i, n in enumerate(sizes))
+                                        days=dict(Counter(map(str, days[i])))) for i, n in enumerate(sizes))
         counts[split] = {"rows": sum(sizes), "clicks": 0}
         for i, entry in enumerate(splits[split]):
             arrays = encoded_rows(encoders, entry.rows, seed=seed * 1000 + number * 100 + i, mode=mode)

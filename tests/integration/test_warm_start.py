@@ -32,6 +32,7 @@ from mail_core.training.data import open_export
 from mail_core.training.like import original
 from mail_core.training.loop import build_model, fit
 from mail_core.training.moments import MOMENTS, moments_of
+from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 from mail_core.training.presets import TrainingConfig, model_config
 from mail_core.training.ranks import Ranks
 from mail_core.training.run import TrainRequest, request_from, request_key, request_like, train_and_register
@@ -108,13 +109,14 @@ def by_value(encoders: Encoders, layout, table_VD: torch.Tensor) -> dict[tuple, 
     return rows
 
 
-def test_known_rows_and_moments_are_the_champions_and_new_ones_are_fresh(lake, start):
+@pytest.mark.parametrize("optimizer", EMBEDDING_OPTIMIZERS)
+def test_known_rows_and_moments_are_the_champions_and_new_ones_are_fresh(lake, start, optimizer):
     export = start.part_of(export_of(lake), CONFIG.model)
     model, fresh = (build_model(export, CONFIG, Ranks.alone()) for _ in range(2))
     champion = load_package(start.folder)
     carried = start.carried(model.layout, export.encoders)
     carried.give_weights(model)
-    step = TrainStep(model, CONFIG, Ranks.alone())
+    step = TrainStep(model, replace(CONFIG, embedding_optimizer=optimizer), Ranks.alone())
     carried.give_moments(step)
     moments, kept = moments_of(step), load_file(start.moments)
 
