@@ -4,7 +4,8 @@ Simulated logs of DAYS days. The first window is trained from scratch; on each o
 trained from scratch on that day's window, and another one starts from the warm version of the day before and trains
 one day. Both are measured on the same test day. Prints Markdown tables and writes them to docs/benchmarks.md. A job
 that has its figures under runs/bench/warm_start is not run again: remove the folder to begin anew. BENCH_USERS,
-BENCH_SEEDS and BENCH_EPOCHS change users, seeds and epochs.
+BENCH_SEEDS, BENCH_EPOCHS, BENCH_DAYS and BENCH_WINDOW change users, seeds, epochs and days; a small run is
+BENCH_USERS=500 BENCH_SEEDS=1 BENCH_DAYS=4 BENCH_WINDOW=3.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from mail_core.tracking.runs import configure_tracking
 USERS = int(os.environ.get("BENCH_USERS", "20000"))
 SEEDS = int(os.environ.get("BENCH_SEEDS", "3"))
 EPOCHS = int(os.environ.get("BENCH_EPOCHS", "2"))
-DAYS, WINDOW, IMPRESSIONS_A_DAY = 13, 8, 1.4
+DAYS, WINDOW = int(os.environ.get("BENCH_DAYS", "13")), int(os.environ.get("BENCH_WINDOW", "8"))
+IMPRESSIONS_A_DAY = 1.4
 LAST = date(2017, 5, 13)
 MODE, COHORTS = "masked:0.4:1", ("new", "old", "unseen", "all")
 SCRATCH, WARM = "scratch", "warm"
-ROOT, JOBS = BENCH / "warm_start" / str(USERS), Path(__file__).resolve().parents[2] / "jobs"
+ROOT, JOBS = BENCH / "warm_start" / f"{USERS}-{DAYS}-{WINDOW}-{EPOCHS}", Path(__file__).resolve().parents[2] / "jobs"
 FIGURES = ROOT / "figures.json"
 TABLE = ("--schema", "alimama", "--lake", str(ROOT / "lake"))
 
