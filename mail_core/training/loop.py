@@ -86,12 +86,12 @@ def fit(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder, 
         record(values, step)
 
     notes.epochs = config.epochs or notes.epochs or choose_epochs(export, config, ranks, noted, checkpoints)
-    step = None
-    for _, step in train(export, (TRAIN, VALIDATION), notes.epochs, config, ranks, noted, checkpoints, FINAL, start):
+    last = None
+    for _, last in train(export, (TRAIN, VALIDATION), notes.epochs, config, ranks, noted, checkpoints, FINAL, start):
         pass
-    assert step is not None
-    fit_cold_start(step.model, export, (TRAIN, VALIDATION), config.seed, ranks)
-    return Fitted(model=step.model.eval(), epochs=notes.epochs, moments=moments_of(step) if ranks.is_first else {})
+    assert last is not None
+    fit_cold_start(last.model, export, (TRAIN, VALIDATION), config.seed, ranks)
+    return Fitted(model=last.model.eval(), epochs=notes.epochs, moments=moments_of(last) if ranks.is_first else {})
 
 
 def choose_epochs(export: Export, config: TrainingConfig, ranks: Ranks, record: Recorder,
