@@ -4,7 +4,8 @@
 Starts its own ranks on this machine; under torchrun it is one of torchrun's. The cohort table of the test day goes to
 stdout. With --like the training of a version is run again as its own lineage tells it, on its export or, where that has
 gone, on one made again from the tables as they were; the new version gets the tag `like` and no alias, and the figures
-are compared with the old ones."""
+are compared with the old ones. With --warm-start training begins with a version's weights, on the days that it has not
+seen."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from mail_core.errors import InputError
 from mail_core.job import run_job
 from mail_core.training import options
 from mail_core.training.launcher import end_with_launcher, is_rank, launch
-from mail_core.training.options import LIKE, RESUME, request_of
+from mail_core.training.options import LIKE, RESUME, WARM_START, request_of
 from mail_core.training.ranks import Ranks
 from mail_core.training.run import check_request, train_and_register
 
@@ -29,9 +30,11 @@ def main(args: argparse.Namespace) -> str:
     if args.max_restarts < 0:
         raise InputError(f"max restarts: {args.max_restarts} (expected a whole number from 0)")
     like, arguments, ranks, threads = request.like, sys.argv[1:], 1 if args.ranks is None else args.ranks, None
+    if args.warm_start is not None and request.warm_start is not None:
+        arguments += [WARM_START, request.warm_start.uri]  # the last one counts: an alias may move before ranks look
     if like is not None:
         ranks, threads = like.ranks if args.ranks is None else args.ranks, like.threads
-        arguments += [LIKE, like.uri]  # the last one counts: an alias may move before the ranks look
+        arguments += [LIKE, like.uri]
         if like.standing_export(request.lake_uri) is None:
             from mail_core.spark.reruns import export_again
             export_again(like, request.lake_uri)

@@ -5,6 +5,7 @@ Shapes: B rows of a batch (at most `batch_size`), W width of a list column.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Iterable, Iterator
 
 import numpy as np
@@ -22,19 +23,19 @@ Arrays = dict[str, np.ndarray]
 
 def epoch_batches(export_uri: str, manifest: Manifest, split: tuple[str, ...], *, seed: int, epoch: int,
                   world_size: int, rank: int, batch_size: int, shuffle: bool,
-                  buffer_rows: int = BUFFER_ROWS) -> Iterator[Arrays]:
-    """Read this rank's rows of the named splits once.
+                  buffer_rows: int = BUFFER_ROWS, since: date | None = None) -> Iterator[Arrays]:
+    """Read this rank's rows of the named splits, of the days from `since` on where it is given, once.
 
     Yields exactly `rank_plan(...).steps` batches of the manifest's columns, (B,) or (B, W), and `weight` float32 (B,):
     first the real rows, weight 1, each once over all ranks; then batches of one all-zero row of weight 0.
     The same arguments give the same batches.
 
     Raises:
-        InputError: an unknown split, or a file that is absent or differs from the manifest.
+        InputError: as `Manifest.files`, or a file that is absent or differs from the manifest.
     """
-    plan = rank_plan(manifest.files(split), seed, epoch, world_size, rank, batch_size, shuffle)
+    plan = rank_plan(manifest.files(split, since), seed, epoch, world_size, rank, batch_size, shuffle)
     rng = np.random.default_rng([seed, epoch, rank]) if shuffle else None
-    blocks = read_files(export_uri, plan.files, manifest.columns)
+    blocks = read_files(export_uri, plan.files, manifest.columns, since)
     return padded(rebatched(blocks, batch_size, buffer_rows, rng), plan.steps, manifest.columns)
 
 

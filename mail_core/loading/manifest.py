@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
-from datetime import date
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import date, timedelta
 from typing import Any, Mapping
 
 from pyarrow import fs as arrow_fs
@@ -20,7 +20,7 @@ from mail_core.encoding.encoders import Encoders
 from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join
-from mail_core.schema.definition import MASKED, UNSEEN, USER_KEY, Schema
+from mail_core.schema.definition import DAY, MASKED, UNSEEN, USER_KEY, Schema
 
 MANIFEST = "manifest.json"
 EXPORTS = "exports"
@@ -29,6 +29,7 @@ PAST_EXPORTS = "exports-as-of"
 REVEALED_EXPORTS = "exports-revealed"
 """Where test days lie with masked users' behaviour as it is; `find_export` never sees them, either."""
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+_EPOCH = date(1970, 1, 1)
 _ROOT_NAME = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d+)d-(natural|masked-.+)")
 
 
@@ -39,6 +40,13 @@ class FileEntry:
     path: str
     """Relative to the export root."""
     rows: int
+    days: Mapping[str, int] = field(default_factory=dict)
+    """Day (YYYY-MM-DD) -> its rows; empty in an export that is older than this key, which has no column of days."""
+
+    @property
+    def stored(self) -> int:
+        """Rows of the whole file, of which `rows` are read."""
+        return sum(self.days.values()) or self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +92,43 @@ class Manifest:
             sink.write((json.dumps({**asdict(self), "end_date": self.end_date.isoformat()}, indent=1) + "\n").encode())
         fs.move(draft, join(root, MANIFEST))
 
-    def files(self, splits: tuple[str, ...]) -> tuple[FileEntry, ...]:
-        """The files of the named splits, in their order."""
+    def files(self, splits: tuple[str, ...], since: date | None = None) -> tuple[FileEntry, ...]:
+        """The files of the named splits, in their order.
+
+        Args:
+            since: those with rows of days from this one on, `rows` counting these alone; None: all.
+
+        Raises:
+            InputError: no such split, or its files do not say which of their rows are of these days.
+        """
         unknown = [s for s in splits if s not in self.splits]
         if unknown or not splits:
             raise InputError(f"split {', '.join(unknown) or 'none'}: expected some of {', '.join(self.splits)}")
-        return tuple(entry for split in splits for entry in self.splits[split])
+        entries = [self._since(split, entry, since) for split in splits for entry in self.splits[split]]
+        return tuple(entry for entry in entries if entry is not None)
 
-    def rows(self, *splits: str) -> int:
-        """Rows of the named splits."""
-        return sum(entry.rows for entry in self.files(splits))
+    def rows(self, *splits: str, since: date | None = None) -> int:
+        """Rows of the named splits, from the day `since` on. Raises InputError as `files` does."""
+        return sum(entry.rows for entry in self.files(splits, since))
+
+    @property
+    def first_day(self) -> date:
+        """Of the n days."""
+        return self.end_date - timedelta(days=self.days - 1)
+
+    def _since(self, split: str, entry: FileEntry, since: date | None) -> FileEntry | None:
+        """The file's share of the days from `since` on; None where it has none of them."""
+        last = self.end_date - timedelta(days=SPLITS[::-1].index(split))
+        first = self.first_day if split == TRAIN else last
+        if since is None or since <= first:
+            return entry
+        if since > last:
+            return None
+        if entry.rows and not entry.days:
+            raise InputError(f"{entry.path}: the manifest does not say which of its rows are of the days from {since} "
+                             "on; run export_training again")
+        rows = sum(rows for day, rows in entry.days.items() if day >= since.isoformat())
+        return replace(entry, rows=rows) if rows else None
 
     def click_rate(self, *splits: str) -> float:
         """Clicks a row of the named splits, from the export's statistics."""
@@ -117,9 +152,11 @@ class Manifest:
         Raises:
             InputError: naming what differs, both values, and what to do.
         """
+        columns = export_columns(schema)
+        without_days = tuple(column for column in columns if column.name != DAY)  # as exports were once
         expected = {"schema_name": schema.name, "schema_fingerprint": schema.fingerprint,
                     "sequence_length": schema.sequence_length, "encoder_fingerprint": encoders.fingerprint,
-                    "columns": export_columns(schema)}
+                    "columns": without_days if self.columns == without_days else columns}
         for name, value in expected.items():
             found = getattr(self, name)
             if found != value:
@@ -128,13 +165,25 @@ class Manifest:
 
 
 def export_columns(schema: Schema) -> tuple[ColumnEntry, ...]:
-    """The columns of an export's files: those of `encode`, then the outcomes, user_key, masked and unseen."""
+    """The columns of an export's files: those of `encode`, then the outcomes, user_key, masked, unseen and day (as
+    `day_number`)."""
     widths = encoded_widths(schema)
     encoded = [ColumnEntry(name=f.name, width=widths[f.name],
                            dtype=(f.type.value_type if widths[f.name] else f.type).to_pandas_dtype().__name__)
                for f in encoded_schema(schema)]
-    marks = {**dict.fromkeys(schema.outcomes, "int32"), USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32"}
+    marks = {**dict.fromkeys(schema.outcomes, "int32"), USER_KEY: "int64", MASKED: "int32", UNSEEN: "int32",
+             DAY: "int32"}
     return (*encoded, *(ColumnEntry(name=name, dtype=dtype, width=0) for name, dtype in marks.items()))
+
+
+def day_number(day: date) -> int:
+    """A day as the export's files have it: days since 1970-01-01."""
+    return (day - _EPOCH).days
+
+
+def day_of(number: int) -> date:
+    """The day of a `day_number`."""
+    return _EPOCH + timedelta(days=number)
 
 
 def export_uri(lake_uri: str, end_date: date, days: int, new_users: NewUserMode, version: int | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import date
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ from pyarrow import ArrowException
 
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join, local_path
-from mail_core.loading.manifest import ColumnEntry, FileEntry
+from mail_core.loading.manifest import ColumnEntry, FileEntry, day_number
+from mail_core.schema.definition import DAY
 
 # Petastorm 0.12 uses PyArrow's old Parquet interface, which announces its end on every file. Its reading thread warns
 # too, so the filter stands for the process, narrowed to warnings raised about Petastorm's own lines.
@@ -28,9 +30,10 @@ RESULTS_QUEUE = 2
 """Row groups read ahead; Petastorm's own 50 would hold gigabytes."""
 
 
-def read_files(export_uri: str, files: Sequence[FileEntry],
-               columns: Sequence[ColumnEntry]) -> Iterator[dict[str, np.ndarray]]:
-    """The files' rows in exactly this order, one block a file: column -> (rows,) or (rows, width).
+def read_files(export_uri: str, files: Sequence[FileEntry], columns: Sequence[ColumnEntry],
+               since: date | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """The files' rows in exactly this order, one block a file: column -> (rows,) or (rows, width); of a file that is
+    to be read in part the rows from the day `since` on.
 
     One worker thread and no shuffling, since several workers hand row groups over in no fixed order. A file without
     rows gives no block; without any other file Petastorm is not opened: it refuses an empty list.
@@ -50,7 +53,7 @@ def read_files(export_uri: str, files: Sequence[FileEntry],
     try:
         for entry in files:
             block = next(reader, None)
-            yield _checked(entry, block._asdict() if block is not None else {}, columns)
+            yield _part(entry, _checked(entry, block._asdict() if block is not None else {}, columns), since)
         if next(reader, None) is not None:
             raise InputError(f"{files[-1].path}: more row groups than files; expected one row group a file")
     finally:
@@ -90,8 +93,8 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def _checked(entry: FileEntry, block: dict[str, np.ndarray], columns: Sequence[ColumnEntry]) -> dict[str, np.ndarray]:
     rows = len(next(iter(block.values()))) if block else 0
-    if rows != entry.rows:
-        raise InputError(f"{entry.path}: {rows} rows in its row group, the manifest says {entry.rows}")
+    if rows != entry.stored:
+        raise InputError(f"{entry.path}: {rows} rows in its row group, the manifest says {entry.stored}")
     for column in columns:
         found = block.get(column.name)
         shape = (rows, column.width) if column.width else (rows,)
@@ -99,6 +102,15 @@ def _checked(entry: FileEntry, block: dict[str, np.ndarray], columns: Sequence[C
             was = "absent" if found is None else f"{found.dtype} {found.shape}"
             raise InputError(f"{entry.path}: column {column.name!r} is {was}, the manifest says {column.dtype} {shape}")
     return {column.name: block[column.name] for column in columns}
+
+
+def _part(entry: FileEntry, block: dict[str, np.ndarray], since: date | None) -> dict[str, np.ndarray]:
+    if since is None or entry.rows == entry.stored:
+        return block
+    read = np.flatnonzero(block[DAY] >= day_number(since))
+    if len(read) != entry.rows:
+        raise InputError(f"{entry.path}: {len(read)} rows of the days from {since} on, the manifest says {entry.rows}")
+    return {name: column.take(read, axis=0) for name, column in block.items()}
 
 
 def _check_whole(export_uri: str, files: Sequence[FileEntry]) -> None:

@@ -61,6 +61,11 @@ class EmbeddingLayout:
     matched: tuple[int, ...]
     """Which of `item` share their vocabulary with an item column of a behaviour."""
 
+    @property
+    def vocabularies(self) -> tuple[EmbeddedField, ...]:
+        """Every field that has rows of its own, in the table's order of groups."""
+        return (*self.user, *self.context, *self.item, self.action)
+
     @classmethod
     def from_schema(cls, schema: Schema, vocabulary_sizes: Mapping[str, int]) -> EmbeddingLayout:
         """Lay the vocabularies out in schema order, the actions last.

@@ -31,6 +31,8 @@ FORMAT = 1
 """Of the folder; a reader refuses any other."""
 NEW_USERS = "new_users"
 """The key of the lineage that every version has: the mode of its export, as `NewUserMode` writes it."""
+WARM_START = "warm_start"
+"""The key of the lineage of a version that was not trained from scratch: which one it started from, on which days."""
 
 
 def save_package(folder: Path | str, *, model: MailModel, encoders: Encoders, lineage: Mapping[str, Any],

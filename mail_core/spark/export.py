@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
@@ -25,8 +26,8 @@ from mail_core.errors import InputError
 from mail_core.lake.concurrency import one_writer
 from mail_core.lake.files import filesystem, join, spark_uri
 from mail_core.lake.tables import RAW_TABLES, Lake
-from mail_core.loading.manifest import (TEST, TRAIN, VALIDATION, FileEntry, Manifest, export_columns, export_uri,
-                                        manifest_text)
+from mail_core.loading.manifest import (TEST, TRAIN, VALIDATION, FileEntry, Manifest, day_of, export_columns,
+                                        export_uri, manifest_text)
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import DAY, ITEM, MASKED, TIME, UNSEEN, USER, USER_KEY, Schema
 from mail_core.spark.new_users import with_new_users
@@ -188,7 +189,7 @@ def write_encoded(rows: DataFrame, schema: Schema, counts: Mapping[str, int], fo
                                                 F.col(_SPLIT)))
     inputs = rows.withColumn(_ORDER, row_order(schema)).withColumn(_FILE, number.cast("int")).select(
         _SPLIT, _FILE, _ORDER, USER, *schema.outcomes, MASKED, F.coalesce(F.col(UNSEEN), F.lit(0)).alias(UNSEEN),
-        *input_schema(schema).names)
+        F.unix_date(DAY).alias(DAY), *input_schema(schema).names)
     encoded = inputs.mapInArrow(_encode_batches(schema, join(folder, "encoders")), from_arrow_schema(_staged(schema)))
     # Encoded before the shuffle: a sort is the last thing before the writer, which keeps its order.
     (encoded.repartition(sum(files.values()), _SPLIT, _FILE).sortWithinPartitions(_SPLIT, _FILE, _ORDER, USER_KEY)
@@ -204,7 +205,7 @@ def row_order(schema: Schema) -> SparkColumn:
 
 def _staged(schema: Schema) -> pa.Schema:
     marks = [*(pa.field(name, pa.int32()) for name in schema.outcomes), pa.field(USER_KEY, pa.int64()),
-             pa.field(MASKED, pa.int32()), pa.field(UNSEEN, pa.int32())]
+             *(pa.field(name, pa.int32()) for name in (MASKED, UNSEEN, DAY))]
     head = [pa.field(_SPLIT, pa.string()), pa.field(_FILE, pa.int32()), pa.field(_ORDER, pa.int64())]
     return pa.schema([*head, *encoded_schema(schema), *marks])
 
@@ -218,7 +219,7 @@ def _encode_batches(schema: Schema, folder: str) -> Callable[[Iterable[pa.Record
             codes = to_arrow(encode(batch, encoders))
             columns = dict(zip(codes.schema.names, codes.columns))
             columns[USER_KEY] = pa.array(stable_hash(batch.column(USER)).view("int64"))
-            for name in (_SPLIT, _FILE, _ORDER, *schema.outcomes, MASKED, UNSEEN):
+            for name in (_SPLIT, _FILE, _ORDER, *schema.outcomes, MASKED, UNSEEN, DAY):
                 columns[name] = batch.column(name)
             yield pa.RecordBatch.from_arrays([columns[name] for name in names], schema=_staged(schema))
     return encoded
@@ -254,7 +255,7 @@ def gather_files(root: str, data: str, counts: Mapping[str, int]) -> dict[str, t
         fs.create_dir(join(base, data, split), recursive=True)
         entries = []
         for number, (_, _, path) in enumerate(parts):
-            entry = FileEntry(path=f"{data}/{split}/part-{number:05}.parquet", rows=_rows_of_one_group(fs, path))
+            entry = _entry(fs, path, f"{data}/{split}/part-{number:05}.parquet")
             fs.move(path, join(base, entry.path))
             entries.append(entry)
         if sum(entry.rows for entry in entries) != counts.get(split, 0):
@@ -264,12 +265,15 @@ def gather_files(root: str, data: str, counts: Mapping[str, int]) -> dict[str, t
     return splits
 
 
-def _rows_of_one_group(fs: arrow_fs.FileSystem, path: str) -> int:
-    with fs.open_input_file(path) as source:
-        metadata = pq.read_metadata(source)
-    if metadata.num_row_groups != 1:
-        raise RuntimeError(f"{path}: {metadata.num_row_groups} row groups, expected one (more executor memory a core?)")
-    return metadata.num_rows
+def _entry(fs: arrow_fs.FileSystem, staged: str, path: str) -> FileEntry:
+    """The manifest's entry of a staged file that will lie at `path`."""
+    with fs.open_input_file(staged) as source:
+        file = pq.ParquetFile(source)
+        days, counts = np.unique(file.read(columns=[DAY]).column(DAY).to_numpy(), return_counts=True)
+    if file.num_row_groups != 1:
+        raise RuntimeError(f"{staged}: {file.num_row_groups} row groups, expected one (more executor memory a core?)")
+    return FileEntry(path=path, rows=int(counts.sum()),
+                     days={day_of(int(day)).isoformat(): int(count) for day, count in zip(days, counts)})
 
 
 def data_folders(root: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Mapping, Sequence
 
 from mail_core.evaluation.promotion import Promotion
 from mail_core.evaluation.tables import number
-from mail_core.package.store import NEW_USERS
+from mail_core.package.store import NEW_USERS, WARM_START
 
 MOST = 5000
 _HEADING = "## Promotion"
@@ -22,8 +22,11 @@ def version_description(lineage: Mapping[str, Any], metrics: Mapping[str, Any]) 
     parts = [f"New users: {lineage[NEW_USERS]}."]
     if "export" in lineage:
         first, test = (date.fromisoformat(lineage["export"][key]) for key in ("first_day", "end_date"))
-        parts[0] = (f"Trained on {first} to {test - timedelta(days=1)}, measured on {test}; new users: "
-                    f"{lineage[NEW_USERS]}.")
+        trained = f"Trained on {first} to {test - timedelta(days=1)}"
+        if WARM_START in lineage:
+            start = lineage[WARM_START]
+            trained = f"Trained on {start['first_day']} to {start['last_day']}, starting from {start['version']}"
+        parts[0] = f"{trained}, measured on {test}; new users: {lineage[NEW_USERS]}."
     if "cohorts" in metrics:
         shown = ("ctr", "auc", "gauc", "logloss", "ece")
         parts.append(_table(_COLUMNS, [(c["cohort"], f"{c['rows']:,}", *(number(c[name]) for name in shown))

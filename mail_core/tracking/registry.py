@@ -42,6 +42,13 @@ class ResolvedModel:
     version: str
     package_folder: Path
     """Local; read by `mail_core.package.store.load_package`."""
+    run_id: str | None = None
+    """Of the run that registered it, if one did."""
+
+    @property
+    def uri(self) -> str:
+        """models:/NAME/VERSION."""
+        return f"models:/{self.name}/{self.version}"
 
     @property
     def title(self) -> str:
@@ -106,7 +113,8 @@ def resolve_model(model_uri: str) -> ResolvedModel:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=f"{source}/{_package_path(mlmodel, model_uri)}")
     except (MlflowException, OSError) as error:
         raise InputError(f"model {model_uri!r}: {getattr(error, 'message', error)}") from error
-    return ResolvedModel(name=name, version=str(found.version), package_folder=Path(folder))
+    return ResolvedModel(name=name, version=str(found.version), package_folder=Path(folder),
+                         run_id=found.run_id or None)
 
 
 def is_package(model_uri: str) -> bool:

@@ -48,7 +48,7 @@ def fit_cold_start(model: MailModel, export: Export, splits: tuple[str, ...], se
 
     def chunks(epoch: int) -> Iterator[Chunk]:
         return epoch_batches(export.uri, export.manifest, splits, seed=seed, epoch=epoch, world_size=ranks.world_size,
-                             rank=ranks.rank, batch_size=CHUNK_ROWS, shuffle=True)
+                             rank=ranks.rank, batch_size=CHUNK_ROWS, shuffle=True, since=export.since)
 
     if isinstance(model.cold_start, Llae):
         fit_llae(model, chunks(0), ranks)

@@ -6,6 +6,7 @@ Shape legend: B rows of a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Mapping
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 from mail_core.encoding.encoders import Encoders
 from mail_core.errors import InputError
 from mail_core.loading.manifest import Manifest, read_manifest
-from mail_core.schema.definition import CONVERSION, FIRST_CODE, LABEL, MASKED, UNKNOWN, UNSEEN, USER_KEY, WEIGHT, Schema
+from mail_core.schema.definition import (CONVERSION, DAY, FIRST_CODE, LABEL, MASKED, UNKNOWN, UNSEEN, USER_KEY, WEIGHT,
+                                         Schema)
 
-ROW_COLUMNS = (LABEL, CONVERSION, WEIGHT, USER_KEY, MASKED, UNSEEN)
+ROW_COLUMNS = (LABEL, CONVERSION, WEIGHT, USER_KEY, MASKED, UNSEEN, DAY)
 """What a batch holds beside the encoded columns."""
 HELD_OUT_OF = 10
 """A user in so many, by the hash that is the user's key, is held out."""
@@ -31,6 +33,12 @@ class Export:
     manifest: Manifest
     schema: Schema
     encoders: Encoders
+    since: date | None = None
+    """Training reads the days from this one on; None: all of them."""
+
+    def rows(self, *splits: str) -> int:
+        """Rows of the named splits that training reads."""
+        return self.manifest.rows(*splits, since=self.since)
 
 
 def open_export(uri: str, schema: Schema, *needed: str) -> Export:

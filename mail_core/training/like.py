@@ -114,10 +114,15 @@ def original(uri: str) -> Original:
     """
     from mail_core.tracking.registry import resolve_model  # MLflow takes seconds to import
     resolved = resolve_model(uri)
-    package = load_package(resolved.package_folder)
-    _check_lineage(package.lineage, resolved.package_folder / LINEAGE)
-    found = Original(uri=f"models:/{resolved.name}/{resolved.version}", name=resolved.name, schema=package.schema,
-                     model=package.config, lineage=package.lineage, metrics=package.metrics)
+    return original_of(resolved.uri, resolved.name, resolved.package_folder)
+
+
+def original_of(uri: str, name: str, folder: Path) -> Original:
+    """The version models:/NAME/VERSION whose package lies in `folder`. Raises InputError as `original` does."""
+    package = load_package(folder)
+    _check_lineage(package.lineage, folder / LINEAGE)
+    found = Original(uri=uri, name=name, schema=package.schema, model=package.config, lineage=package.lineage,
+                     metrics=package.metrics)
     recorded = package.lineage["schema"]["fingerprint"]
     if recorded != package.schema.fingerprint:
         raise InputError(f"{found.uri}: its schema has the fingerprint {package.schema.fingerprint}, its lineage says "

@@ -16,21 +16,22 @@ from mail_core.models.mail import MailConfig
 from mail_core.schema.reader import load_schema
 from mail_core.training.optimizers import EMBEDDING_OPTIMIZERS
 from mail_core.training.presets import METHODS, PRESETS, TrainingConfig, model_config
-from mail_core.training.run import TrainRequest, request_like
+from mail_core.training.run import TrainRequest, request_from, request_like
 
-PRESET, TOWER, METHOD, RESUME, LIKE = "paper", "base_dnn", "base", "--resume", "--like"
+PRESET, TOWER, METHOD, RESUME, LIKE, WARM_START = "paper", "base_dnn", "base", "--resume", "--like", "--warm-start"
 UNREGISTERED, PARENT_RUN = "--unregistered", "--parent-run"
 SETTINGS = ("seed", "batch_size", "learning_rate", "embedding_optimizer")
 """Options that are fields of TrainingConfig, with their defaults there."""
 TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_start", "pooling", "alignment", "kernel",
-        "joint", "epochs", *SETTINGS)
+        "joint", "epochs", "warm_start", *SETTINGS)
 """Options that a version's lineage tells, too. The parser leaves None where one is not given."""
 
 
 def request_of(args: argparse.Namespace) -> TrainRequest:
     """The training that the parsed options ask for. Raises InputError where they do not fit together."""
     request = _new_request(args) if args.like is None else _like_request(args)
-    return replace(request, registered=not args.unregistered, parent_run=args.parent_run)
+    return replace(request, registered=not args.unregistered, parent_run=args.parent_run,
+                   keeps_moments=not args.without_moments)
 
 
 def _new_request(args: argparse.Namespace) -> TrainRequest:
@@ -40,12 +41,13 @@ def _new_request(args: argparse.Namespace) -> TrainRequest:
     model = model_config(preset, args.tower or TOWER, args.cold_start or METHOD, pooling=args.pooling,
                          alignment=args.alignment, kernel=args.kernel, joint=bool(args.joint),
                          head=args.head or MailConfig.head)
-    return TrainRequest(
+    request = TrainRequest(
         schema=load_schema(args.schema), lake_uri=validated_lake_uri(args.lake), end_date=args.end_date,
         new_users=args.new_users, preset=preset, model_name=args.model_name, tracking_uri=args.tracking_uri,
         resume=args.resume, checkpoint_seconds=args.checkpoint_seconds,
         config=TrainingConfig(model=model, epochs=args.epochs, **{
             name: value for name in SETTINGS if (value := getattr(args, name)) is not None}))
+    return request if args.warm_start is None else request_from(args.warm_start, request)
 
 
 def _like_request(args: argparse.Namespace) -> TrainRequest:
@@ -61,6 +63,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result = dataset_parser(description, schema_required=False)
     result.add_argument(LIKE, metavar="URI", help="models:/NAME/VERSION or models:/NAME@ALIAS: train as that version "
                         f"was; not with {', '.join('--' + name.replace('_', '-') for name in TOLD)}")
+    result.add_argument(WARM_START, metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION, of the same "
+                        "settings: begin with its weights, and train only the days of the export that it has not seen")
     result.add_argument("--end-date", type=date.fromisoformat, help="test day of the export, YYYY-MM-DD")
     result.add_argument("--preset", choices=list(PRESETS), help=f"sizes of the model (default: {PRESET})")
     result.add_argument("--ranks", type=int, help=f"processes to start here (default: 1; with {LIKE} as many as then; "
@@ -78,7 +82,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
                         help="let the ranking loss teach the zero-shot tower, too")
     result.add_argument("--new-users", help="mode of the export; default: the only export of that day")
     result.add_argument("--seed", type=int, help=f"default: {TrainingConfig.seed}")
-    result.add_argument("--epochs", type=int, help="default: chosen on the last training day")
+    result.add_argument("--epochs", type=int, help="default: chosen on the last training day; "
+                        f"with {WARM_START} as many as that version had")
     result.add_argument("--batch-size", type=int,
                         help=f"rows of a step, all ranks (default: {TrainingConfig.batch_size})")
     result.add_argument("--learning-rate", type=float, help=f"default: {TrainingConfig.learning_rate}")
@@ -86,6 +91,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
                         help=f"default: {TrainingConfig.embedding_optimizer}")
     result.add_argument("--model-name", help="name in the registry; default: from schema, "
                         "method and tower, such as SCHEMA-mail-TOWER")
+    result.add_argument("--without-moments", action="store_true", help="do not keep the optimisers' moments with the "
+                        f"run (twice the weights' size): {WARM_START} from this version then begins with none")
     result.add_argument(UNREGISTERED, action="store_true", help="a trial: keep the version as the artifact package/ of "
                         "its MLflow run, and register nothing")
     result.add_argument(PARENT_RUN, metavar="ID", help="MLflow run that this one is nested in")

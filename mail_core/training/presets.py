@@ -120,6 +120,13 @@ def model_config(preset: str, tower: str, method: str, *, pooling: str | None = 
                       cold_start=COLD_START[method][0]() if method in COLD_START else None)
 
 
+def method_of(config: MailConfig) -> str:
+    """The name among METHODS of what a model does for new users."""
+    if config.zero_shot is not None:
+        return config.zero_shot.variant
+    return config.cold_start_method or ALONE
+
+
 def model_label(config: MailConfig) -> str:
     """What tells kinds of models apart: `base_dnn`, `mail-base_dnn` (the paper's MAIL), `mail-gated-din`,
     `llae-emb_lr`, `mail-esmm-base_dnn`; settings other than the defaults stand in it, too."""

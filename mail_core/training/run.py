@@ -6,8 +6,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import date, timedelta
+from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
 
@@ -22,15 +22,17 @@ from mail_core.lake.files import local_path
 from mail_core.loading.manifest import (MANIFEST, TEST, TRAIN, VALIDATION, find_export, manifest_fingerprint,
                                         manifest_text)
 from mail_core.models.mail import MailModel
-from mail_core.package.store import NEW_USERS, save_package
+from mail_core.package.store import NEW_USERS, WARM_START, save_package
 from mail_core.schema.definition import Schema
 from mail_core.training.checkpoints import CHECKPOINTS, SECONDS, Checkpoints, run_key
 from mail_core.training.data import Export, open_export
 from mail_core.training.like import Original, changed_circumstances, differing_metrics, environment, files_of, original
-from mail_core.training.loop import Recorder, fit
+from mail_core.training.loop import Fitted, Recorder, fit
+from mail_core.training.moments import MOMENTS, save_moments
 from mail_core.training.predict import Predictions, conversion_figures, diagnostics, predict
 from mail_core.training.presets import TrainingConfig, model_label
 from mail_core.training.ranks import Ranks
+from mail_core.training.warm_start import DAYS_TRAINED, WarmStart, days_trained, warm_start, warm_start_like
 
 if TYPE_CHECKING:
     from mail_core.tracking.runs import TrackedRun
@@ -67,6 +69,10 @@ class TrainRequest:
     """Between two checkpoints within an epoch. They stand beside a local lake; a remote lake has none."""
     like: Original | None = None
     """The version that this is the training of, once more: its export is read, and no alias moves."""
+    warm_start: WarmStart | None = None
+    """The version whose weights training begins with, and whose days it leaves out; `config` has its epochs then."""
+    keeps_moments: bool = True
+    """Whether a registered version's run keeps the optimisers' moments, twice the weights' size, for a warm start."""
     registered: bool = True
     """False: a trial, whose version is the artifact PACKAGE of its run and not in the registry."""
     parent_run: str | None = None
@@ -87,22 +93,34 @@ class TrainRequest:
 
 def request_like(uri: str, lake_uri: str, *, model_name: str | None = None, tracking_uri: str | None = None,
                  resume: bool = False, checkpoint_seconds: float = SECONDS) -> TrainRequest:
-    """The request that gave the version at `uri`, from its own lineage. Raises InputError as `original` does."""
+    """The request that gave the version at `uri`, from its own lineage. Raises InputError as `original` and
+    `warm_start_like` do."""
     from mail_core.tracking.runs import configure_tracking
     configure_tracking(tracking_uri, lake_uri)
     like = original(uri)
     return TrainRequest(
         schema=like.schema, lake_uri=lake_uri, end_date=like.end_date, new_users=str(like.new_users), like=like,
         preset=like.lineage["training"]["preset"], config=like.config, model_name=model_name or like.name,
-        tracking_uri=tracking_uri, resume=resume, checkpoint_seconds=checkpoint_seconds)
+        tracking_uri=tracking_uri, resume=resume, checkpoint_seconds=checkpoint_seconds,
+        warm_start=warm_start_like(like))
+
+
+def request_from(uri: str, request: TrainRequest) -> TrainRequest:
+    """`request`, starting from the version at `uri`; it trains as many epochs as that version had, where it names none:
+    a day then counts as often as the days before it did. Raises InputError as `warm_start` does."""
+    from mail_core.tracking.runs import configure_tracking
+    configure_tracking(request.tracking_uri, request.lake_uri)
+    start = warm_start(uri)
+    epochs = request.config.epochs or start.version.config.epochs
+    return replace(request, warm_start=start, config=replace(request.config, epochs=epochs))
 
 
 def check_request(request: TrainRequest, world_size: int) -> Export:
     """Open the export and check all that can be checked before ranks are started.
 
     Raises:
-        InputError: no such export, one that does not fit the schema or has an empty split, a batch that the ranks do
-            not divide.
+        InputError: no such export, one that does not fit the schema, has an empty split or nothing that the version to
+            start from has not seen; another kind of version to start from; a batch that the ranks do not divide.
     """
     if world_size < 1:
         raise InputError(f"ranks: {world_size} (expected a whole number above 0)")
@@ -110,7 +128,8 @@ def check_request(request: TrainRequest, world_size: int) -> Export:
     uri = (find_export(request.lake_uri, request.end_date, request.new_users) if request.like is None
            else request.like.export_of(request.lake_uri))
     needed = (TRAIN, TEST) if request.config.epochs else (TRAIN, VALIDATION, TEST)
-    return open_export(uri, request.schema, *needed)
+    export = open_export(uri, request.schema, *needed)
+    return export if request.warm_start is None else request.warm_start.part_of(export, request.config.model)
 
 
 def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
@@ -143,7 +162,8 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         checkpoints.keep_run(run.run_id)
         run.params(_params(request, export, ranks))
         run.text(_manifest_text(export), MANIFEST)
-        model, epochs, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
+        fitted, predictions = _trained(request, export, ranks, run.metrics, checkpoints)
+        model, epochs = fitted.model, fitted.epochs
         assert predictions is not None
         cohorts = _cohorts(predictions)
         measured = {**diagnostics(predictions), **_gate(model), **conversion_figures(predictions)}
@@ -154,7 +174,9 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
         with tempfile.TemporaryDirectory() as folder:
             package = save_package(Path(folder) / PACKAGE, model=model, encoders=export.encoders, lineage=origin,
                                    metrics=metrics)
-            title, uri = _keep(request, package, run, name)
+            if request.registered and request.keeps_moments:
+                run.artifact(save_moments(Path(folder) / MOMENTS, fitted.moments))
+            title, uri = _keep(request, export, package, run, name)
     checkpoints.clear()  # last of all: until here --resume would finish what a killed run has left
     print(format_table({f"{title}, {request.end_date}, new users {export.manifest.new_users}": cohorts}))
     how = "registered" if request.registered else "kept"
@@ -162,20 +184,19 @@ def train_and_register(request: TrainRequest, ranks: Ranks) -> str:
     end = f" as {CHALLENGER}" if request.registered else ""
     if request.like is not None:
         end = f", {_likeness(request.like, origin, metrics)}"
-    return (f"{export.manifest.rows(TRAIN, VALIDATION):,} rows of {export.uri} trained {epochs} epochs on "
+    since = "" if request.warm_start is None else f" since {export.since}, from {request.warm_start.uri} on,"
+    return (f"{export.rows(TRAIN, VALIDATION):,} rows of {export.uri}{since} trained {epochs} epochs on "
             f"{ranks.world_size} ranks, {len(predictions.labels):,} rows of the test day measured, {uri} {how}{end}")
 
 
-def _keep(request: TrainRequest, package: Path, run: TrackedRun, name: str) -> tuple[str, str]:
+def _keep(request: TrainRequest, export: Export, package: Path, run: TrackedRun, name: str) -> tuple[str, str]:
     """Register the version, or keep it with the run: what it is called, and its URI."""
     from mail_core.tracking.registry import register_package
     if not request.registered:
         run.artifact(package)
         return name, f"runs:/{run.run_id}/{PACKAGE}"
-    if request.like is not None:
-        version = register_package(package, name, tags={"like": request.like.uri})
-    else:
-        version = register_package(package, name, CHALLENGER)
+    alias = CHALLENGER if request.like is None else None
+    version = register_package(package, name, alias, _origin_tags(request, export))
     return f"{name} version {version}", f"models:/{name}/{version}"
 
 
@@ -196,12 +217,11 @@ def _likeness(like: Original, origin: Mapping[str, Any], metrics: Mapping[str, A
 def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) -> dict[str, Any]:
     """Where the version comes from, as a JSON document."""
     manifest, config = export.manifest, request.config
-    first_day = manifest.end_date - timedelta(days=manifest.days - 1)
     return {
         "schema": {"name": request.schema.name, "fingerprint": request.schema.fingerprint},
         "export": {"manifest_fingerprint": manifest_fingerprint(_manifest_text(export)),
                    "encoder_fingerprint": manifest.encoder_fingerprint, "delta_versions": dict(manifest.delta_versions),
-                   "first_day": first_day.isoformat(), "end_date": manifest.end_date.isoformat(),
+                   "first_day": manifest.first_day.isoformat(), "end_date": manifest.end_date.isoformat(),
                    "days": manifest.days, "files": files_of(manifest.splits)},
         NEW_USERS: manifest.new_users,
         "training": {"preset": request.preset, "epochs": epochs, "seed": config.seed, "ranks": ranks.world_size,
@@ -209,6 +229,7 @@ def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) ->
                      "learning_rate": config.learning_rate, "embedding_optimizer": config.embedding_optimizer},
         "environment": environment(),
         **({"like": request.like.uri} if request.like is not None else {}),
+        **({WARM_START: request.warm_start.lineage(export)} if request.warm_start is not None else {}),
         "commit": code_commit(CHECKOUT),
     }
 
@@ -229,9 +250,12 @@ def code_commit(checkout: Path) -> str:
 
 
 def request_key(request: TrainRequest, export: Export, ranks: Ranks) -> str:
-    """Hash of all that makes two runs the same training: configuration, export, ranks and device; not the commit."""
+    """Hash of all that makes two runs the same training: configuration, export, start, ranks and device; not the
+    commit."""
     like = "" if request.like is None else request.like.uri  # it registers otherwise, as a trial does
-    return run_key(request.config, f"{_manifest_text(export)}{like}{'' if request.registered else PACKAGE}", ranks)
+    start = "" if request.warm_start is None else f"{WARM_START}{request.warm_start.lineage(export)}"
+    return run_key(request.config, f"{_manifest_text(export)}{like}{start}{'' if request.registered else PACKAGE}",
+                   ranks)
 
 
 def _checkpoints(request: TrainRequest, export: Export, ranks: Ranks) -> Checkpoints:
@@ -247,11 +271,11 @@ def _checkpoints(request: TrainRequest, export: Export, ranks: Ranks) -> Checkpo
 
 
 def _trained(request: TrainRequest, export: Export, ranks: Ranks, record: Recorder,
-             checkpoints: Checkpoints) -> tuple[MailModel, int, Predictions | None]:
+             checkpoints: Checkpoints) -> tuple[Fitted, Predictions | None]:
     """What the ranks do together; they part before rank 0 packs and registers, which the others need not wait for."""
     with ranks.process_group():
-        model, epochs = fit(export, request.config, ranks, record, checkpoints)
-        return model, epochs, predict(model, export, TEST, ranks, variants=True)
+        fitted = fit(export, request.config, ranks, record, checkpoints, request.warm_start)
+        return fitted, predict(fitted.model, export, TEST, ranks, variants=True)
 
 
 def _record_nothing(values: Mapping[str, float], step: int) -> None:
@@ -285,7 +309,16 @@ def _params(request: TrainRequest, export: Export, ranks: Ranks) -> dict[str, ob
             "patience": config.patience, "epochs_chosen_on": "argument" if config.epochs else "the last training day",
             "ranks": ranks.world_size, "device": ranks.device.type,
             "end_date": export.manifest.end_date, "days": export.manifest.days, "new_users": export.manifest.new_users,
-            **{f"rows.{split}": export.manifest.rows(split) for split in (TRAIN, VALIDATION, TEST)}}
+            **{f"rows.{split}": export.rows(split) for split in (TRAIN, VALIDATION, TEST)}}
+
+
+def _origin_tags(request: TrainRequest, export: Export) -> dict[str, str]:
+    """What tells a version that repeats or continues another one from those that do neither."""
+    tags = {} if request.like is None else {"like": request.like.uri}
+    if request.warm_start is not None:
+        first, last = days_trained(export)
+        tags |= {WARM_START: request.warm_start.uri, DAYS_TRAINED: f"{first} to {last}"}
+    return tags
 
 
 def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
@@ -293,7 +326,7 @@ def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
             "tower": request.config.model.tower, "model": model_label(request.config.model),
             "zero_shot": str(request.config.model.zero_shot is not None),
             "new_users": export.manifest.new_users, "end_date": request.end_date.isoformat(),
-            "commit": code_commit(CHECKOUT), **({"like": request.like.uri} if request.like is not None else {}),
+            "commit": code_commit(CHECKOUT), **_origin_tags(request, export),
             **{f"delta_version.{table}": str(version) for table, version in export.manifest.delta_versions.items()}}
 
 

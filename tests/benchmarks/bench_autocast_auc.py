@@ -45,7 +45,7 @@ def configs(part: str) -> tuple[MailConfig, MailConfig]:
 def aucs(export: Export, model: MailConfig, seed: int) -> list[float]:
     """AUC of COHORTS on the test day."""
     settings = TrainingConfig(model=model, epochs=EPOCHS, seed=seed)
-    trained, _ = fit(export, settings, Ranks.alone(), lambda values, step: None)
+    trained = fit(export, settings, Ranks.alone(), lambda values, step: None).model
     found = predict(trained, export, TEST, Ranks.alone())
     assert found is not None
     new = found.is_new.astype(bool)

@@ -52,9 +52,9 @@ def ours(export: Export, tower: str) -> Callable[[int, float], Epochs]:
     def trained(seed: int, rate: float) -> Epochs:
         config = TrainingConfig(model=_model(tower), learning_rate=rate, seed=seed)
         alone, found = Ranks.alone(), []
-        for _, model in train(export, (TRAIN,), EPOCHS, config, alone, lambda values, step: None,
-                              Checkpoints(None, "", alone), CHOICE):
-            predictions = [predict(model, export, split, alone) for split in (VALIDATION, TEST)]
+        for _, step in train(export, (TRAIN,), EPOCHS, config, alone, lambda values, at: None,
+                             Checkpoints(None, "", alone), CHOICE):
+            predictions = [predict(step.model, export, split, alone) for split in (VALIDATION, TEST)]
             found.append([float(auc(p.labels, p.probabilities) or 0.0) for p in predictions if p is not None])
         return found
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from mail_core.encoding.encode import to_arrow
 from mail_core.loading.batches import epoch_batches
-from mail_core.loading.manifest import TRAIN, FileEntry, Manifest, export_columns
-from mail_core.schema.definition import LABEL, MASKED, UNSEEN, USER_KEY
+from mail_core.loading.manifest import TRAIN, FileEntry, Manifest, day_number, export_columns
+from mail_core.schema.definition import DAY, LABEL, MASKED, UNSEEN, USER_KEY
 from mail_core.training.data import to_tensors
 
 FILES, FILE_ROWS, MEAN_LENGTH = 4, 32_768, 34
@@ -47,7 +47,8 @@ def write_files(root: Path) -> Manifest:
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         keys = np.random.default_rng(number).integers(0, 2 ** 40, FILE_ROWS)
         marks = {LABEL: (keys % 20 == 0).astype(np.int32), USER_KEY: keys,
-                 MASKED: np.zeros(FILE_ROWS, dtype=np.int32), UNSEEN: np.zeros(FILE_ROWS, dtype=np.int32)}
+                 MASKED: np.zeros(FILE_ROWS, dtype=np.int32), UNSEEN: np.zeros(FILE_ROWS, dtype=np.int32),
+                 DAY: np.full(FILE_ROWS, day_number(date(2017, 5, 6)), dtype=np.int32)}
         pq.write_table(pa.Table.from_batches([to_arrow({**arrays, **marks})]), root / entry.path)
     return Manifest(schema_name=SCHEMA.name, schema_fingerprint="", encoder_fingerprint="", new_users="natural",
                     end_date=date(2017, 5, 13), days=8, delta_versions={}, sequence_length=SCHEMA.sequence_length,

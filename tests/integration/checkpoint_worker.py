@@ -56,11 +56,11 @@ def main() -> None:
                             embedding_optimizer=optimizer)
     curves: list[object] = []
     with ranks.process_group():
-        model, epochs = fit(export, config, ranks, lambda values, step: curves.append([values, step]), checkpoints)
-        predictions = predict(model, export, TEST, ranks)
-    save_file(dict(model.state_dict()), out / f"model-{ranks.rank}.safetensors")
+        fitted = fit(export, config, ranks, lambda values, step: curves.append([values, step]), checkpoints)
+        predictions = predict(fitted.model, export, TEST, ranks)
+    save_file(dict(fitted.model.state_dict()), out / f"model-{ranks.rank}.safetensors")
     (out / f"found-{ranks.rank}.json").write_text(json.dumps(
-        {"epochs": epochs, "curves": curves, "predictions": predictions and predictions.probabilities.tolist()}))
+        {"epochs": fitted.epochs, "curves": curves, "predictions": predictions and predictions.probabilities.tolist()}))
 
 
 if __name__ == "__main__":

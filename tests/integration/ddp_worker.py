@@ -53,13 +53,14 @@ def epochs(folder: Path, ranks: Ranks) -> None:
         export = open_export(str(uri), small_schema())
         config = TrainingConfig(model=model_config("tiny", "base_dnn", "base"), batch_size=32, max_epochs=2, seed=5)
         drawn: list[int] = []
-        model, number = fit(export, config, ranks, lambda values, step: drawn.append(step))
-        again, _ = fit(export, replace(config, epochs=number), ranks, lambda values, step: None)
-        predictions = predict(model, export, TEST, ranks, batch_rows=16)
-        state, same = model.state_dict(), again.state_dict()
+        fitted = fit(export, config, ranks, lambda values, step: drawn.append(step))
+        again = fit(export, replace(config, epochs=fitted.epochs), ranks, lambda values, step: None)
+        predictions = predict(fitted.model, export, TEST, ranks, batch_rows=16)
+        state, same = fitted.model.state_dict(), again.model.state_dict()
         save_file(dict(state), folder / f"{uri.parents[1].name}-{ranks.rank}.safetensors")
         found[uri.parents[1].name] = {
-            "epochs": number, "points": len(drawn), "repeats": all(torch.equal(state[n], same[n]) for n in state),
+            "epochs": fitted.epochs, "points": len(drawn),
+            "repeats": all(torch.equal(state[n], same[n]) for n in state),
             "predictions": predictions and [predictions.user_keys.tolist(), predictions.probabilities.tolist()]}
     (folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
 

@@ -3,7 +3,8 @@ the match of the user's interest with the item's category. Occupation and behavi
 
 from __future__ import annotations
 
-from datetime import date
+from collections import Counter
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -16,7 +17,7 @@ from mail_core.encoding.encoders import Encoders
 from mail_core.encoding.fit import fit_encoders
 from mail_core.encoding.hashing import stable_hash
 from mail_core.encoding.masking import NewUserMode
-from mail_core.loading.manifest import FileEntry, Manifest, export_columns, export_uri
+from mail_core.loading.manifest import SPLITS, TRAIN, FileEntry, Manifest, day_number, export_columns, export_uri
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import Schema
 from mail_core.schema.reader import SCHEMAS, parse_schema
@@ -72,25 +73,33 @@ def encoded_rows(encoders: Encoders, rows: int, seed: int, mode: NewUserMode = N
             "unseen": (encode(table.select(["userid"]), encoders)["userid"] == 1).astype(np.int32)}
 
 
+def days_of(split: str, rows: int, end: date) -> list[date]:
+    """The day of each row: the training days in turn, or the split's only one."""
+    last = end - timedelta(days=SPLITS[::-1].index(split))
+    return [last - timedelta(days=row % (DAYS - 2 if split == TRAIN else 1)) for row in range(rows)]
+
+
 def write_export(lake: Path, files: Mapping[str, Sequence[int]] | None = None, new_users: str = "masked:0.4:7",
-                 seed: int = 0) -> str:
+                 seed: int = 0, end: date = END, encoders: Encoders | None = None) -> str:
     """Write an export of `small_schema` into `lake` and return its URI."""
     schema, mode, data = small_schema(), NewUserMode.parse(new_users), "data-1"
-    encoders = small_encoders(schema, mode)
-    uri = export_uri(str(lake), END, DAYS, mode)
+    encoders = encoders or small_encoders(schema, mode)
+    uri = export_uri(str(lake), end, DAYS, mode)
     splits, counts = {}, {}
     for number, (split, sizes) in enumerate((files or SPLIT_FILES).items()):
         (Path(uri) / data / split).mkdir(parents=True)
-        splits[split] = tuple(FileEntry(path=f"{data}/{split}/part-{i:05}.parquet", rows=n)
-                              for i, n in enumerate(sizes))
+        days = [days_of(split, n, end) for n in sizes]
+        splits[split] = tuple(FileEntry(path=f"{data}/{split}/part-{i:05}.parquet", rows=n,
+                                        days=dict(Counter(map(str, days[i])))) for i, n in enumerate(sizes))
         counts[split] = {"rows": sum(sizes), "clicks": 0}
         for i, entry in enumerate(splits[split]):
             arrays = encoded_rows(encoders, entry.rows, seed=seed * 1000 + number * 100 + i, mode=mode)
+            arrays["day"] = np.array([day_number(day) for day in days[i]], dtype=np.int32)
             counts[split]["clicks"] += int(arrays["label"].sum())
             pq.write_table(pa.Table.from_batches([to_arrow(arrays)]), Path(uri) / entry.path)
     encoders.save(str(Path(uri) / data / "encoders"))
     Manifest(schema_name=schema.name, schema_fingerprint=schema.fingerprint, encoder_fingerprint=encoders.fingerprint,
-             new_users=new_users, end_date=END, days=DAYS, delta_versions={"features": 3}, data=data, splits=splits,
+             new_users=new_users, end_date=end, days=DAYS, delta_versions={"features": 3}, data=data, splits=splits,
              sequence_length=schema.sequence_length, columns=export_columns(schema),
              statistics={"splits": counts}).write(uri)
     return uri

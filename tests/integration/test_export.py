@@ -19,9 +19,9 @@ from mail_core.encoding.hashing import stable_hash
 from mail_core.encoding.masking import NewUserMode
 from mail_core.errors import InputError
 from mail_core.loading.batches import WEIGHT, epoch_batches
-from mail_core.loading.manifest import Manifest, find_export, read_manifest
+from mail_core.loading.manifest import Manifest, day_number, find_export, read_manifest
 from mail_core.schema.arrow import features_schema
-from mail_core.schema.definition import MASKED, UNSEEN, USER_KEY, Schema
+from mail_core.schema.definition import DAY, MASKED, UNSEEN, USER_KEY, Schema
 
 END, DAYS = date(2017, 5, 13), 4
 MODE = NewUserMode(fraction=0.4, seed=7)
@@ -90,6 +90,8 @@ def test_every_file_has_one_row_group_and_the_manifests_rows_and_columns(export)
                      for c in manifest.columns]
             assert [(f.name, str(f.type)) for f in file.schema_arrow] == types
     assert [manifest.rows(s) for s in manifest.splits] == [120, 60, 60]
+    assert [manifest.rows("train", "validation", since=END - timedelta(days=back)) for back in range(4)] == [
+        0, 60, 120, 180]
     assert sorted(p.name for p in Path(uri).iterdir()) == [manifest.data, "manifest.json"]
     assert {p.name for p in (Path(uri) / manifest.data).iterdir()} == {"train", "validation", "test", "encoders"}
 
@@ -110,7 +112,8 @@ def test_rows_are_what_encode_makes_of_the_features_with_masked_users_emptied(ex
         expected = {name: array.tolist() for name, array in encode(part, encoders).items()}
         expected |= {"label": part["label"].to_pylist(), MASKED: masked[chosen].astype(int).tolist(),
                      USER_KEY: stable_hash(part["user"].combine_chunks()).view("int64").tolist(),
-                     UNSEEN: [int(u >= 1000) for u in part["user"].to_pylist()]}
+                     UNSEEN: [int(u >= 1000) for u in part["user"].to_pylist()],
+                     DAY: [day_number(day) for day in part["day"].to_pylist()]}
         assert set(found.column_names) == set(expected)
         order = sorted(expected)
         assert sorted(map(repr, zip(*(found[n].to_pylist() for n in order)))) == \

@@ -16,7 +16,7 @@ import pytest
 from mail_core.encoding.encode import to_arrow
 from mail_core.errors import InputError
 from mail_core.loading.batches import WEIGHT, epoch_batches
-from mail_core.loading.manifest import ColumnEntry, FileEntry, Manifest
+from mail_core.loading.manifest import ColumnEntry, FileEntry, Manifest, day_number
 
 COLUMNS = (ColumnEntry(name="user", dtype="int32", width=0), ColumnEntry(name="user_key", dtype="int64", width=0),
            ColumnEntry(name="price", dtype="float32", width=0), ColumnEntry(name="genres", dtype="int32", width=1),
@@ -65,6 +65,41 @@ def test_every_row_of_the_files_comes_once_as_it_was_written(tmp_path, sizes, wo
         else:
             assert all(len(a) == 1 and not a.any() for a in batch.values())
     assert seen == Counter(range(1, sum(sizes) + 1))
+
+
+def dated(folder, manifest: Manifest) -> Manifest:
+    """The rows of every file in turn of 6, 7 and 8 May."""
+    entries = []
+    for entry in manifest.splits["train"]:
+        table = pq.read_table(folder / entry.path)
+        numbers = np.array([day_number(date(2017, 5, 6 + row % 3)) for row in range(entry.rows)], dtype=np.int32)
+        pq.write_table(table.append_column("day", pa.array(numbers)), folder / entry.path)
+        days = {f"2017-05-0{6 + back}": len(range(back, entry.rows, 3)) for back in range(3) if back < entry.rows}
+        entries.append(replace(entry, days=days))
+    return replace(manifest, columns=(*COLUMNS, ColumnEntry(name="day", dtype="int32", width=0)),
+                   splits={"train": tuple(entries)})
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_rows_from_a_day_on_come_once_and_no_others(tmp_path, world_size):
+    manifest = dated(tmp_path, export(tmp_path, [25, 2, 30, 1, 12]))
+    since = date(2017, 5, 8)
+    ranks = [read(tmp_path, manifest, rank, world_size, since=since) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    real = [batch for batches in ranks for batch in batches if batch[WEIGHT][0]]
+    assert {int(day) for batch in real for day in batch["day"]} == {day_number(since)}
+    # Every third row of each file; two files have none.
+    expected = [start + row for start, rows in ((1, 25), (28, 30), (59, 12)) for row in range(2, rows, 3)]
+    assert sorted(int(user) for batch in real for user in batch["user"]) == expected
+    assert manifest.rows("train", since=since) == len(expected)
+
+
+def test_a_manifest_that_counts_a_days_rows_wrongly_is_refused(tmp_path):
+    manifest = dated(tmp_path, export(tmp_path, [9]))
+    [entry] = manifest.splits["train"]
+    moved = replace(entry, days={"2017-05-06": 2, "2017-05-07": 3, "2017-05-08": 4})
+    with pytest.raises(InputError, match="part-00000.parquet: 3 rows of the days from 2017-05-08 on, .* says 4"):
+        read(tmp_path, replace(manifest, splits={"train": (moved,)}), since=date(2017, 5, 8))
 
 
 @pytest.mark.parametrize("sizes", [[0], [7, 0, 5], [0, 0, 9]])

@@ -36,7 +36,7 @@ def alone(export) -> Predictions:
 
 def trained(export, method: str, tower: str = "base_dnn"):
     config = TrainingConfig(model=model_config("tiny", tower, method), batch_size=64, epochs=2)
-    model, _ = fit(export, config, Ranks.alone(), lambda values, step: None)
+    model = fit(export, config, Ranks.alone(), lambda values, step: None).model
     return model, predict(model, export, TEST, Ranks.alone(), variants=True)
 
 

@@ -75,8 +75,8 @@ def fitted(export, settings: TrainingConfig):
         for name, value in values.items():
             curves.setdefault(name, []).append((step, value))
 
-    model, epochs = fit(export, settings, Ranks.alone(), record)
-    return predict(model, export, TEST, Ranks.alone(), variants=True), epochs, curves
+    found = fit(export, settings, Ranks.alone(), record)
+    return predict(found.model, export, TEST, Ranks.alone(), variants=True), found.epochs, curves
 
 
 def test_training_learns_a_planted_toy_and_draws_the_four_curves(export):

@@ -36,6 +36,7 @@ def manifest(alimama, encoders) -> Manifest:
 
 
 def test_a_written_manifest_is_read_as_it_was(manifest, tmp_path):
+    manifest = with_days(manifest)
     manifest.write(str(tmp_path))
     assert read_manifest(str(tmp_path)) == manifest
     assert [p.name for p in tmp_path.iterdir()] == [MANIFEST]
@@ -50,6 +51,39 @@ def test_writing_replaces_the_manifest_in_place(manifest, tmp_path):
 def test_click_rate_is_over_the_rows_of_all_named_splits(manifest):
     assert manifest.click_rate("train") == 1 / 5
     assert manifest.click_rate("train", "test") == 3 / 7
+
+
+def with_days(manifest: Manifest) -> Manifest:
+    """Two training files; the second holds nothing of the days from 10 May on."""
+    days = ({"2017-05-06": 3, "2017-05-10": 2, "2017-05-11": 4}, {"2017-05-07": 6, "2017-05-09": 1})
+    train = tuple(FileEntry(path=f"part-{i}", rows=sum(d.values()), days=d) for i, d in enumerate(days))
+    validation = (FileEntry(path="part-v", rows=8, days={"2017-05-12": 8}),)
+    return replace(manifest, splits={**manifest.splits, "train": train, "validation": validation})
+
+
+@pytest.mark.parametrize("since, rows", [
+    ("2017-05-01", [9, 7, 8]), ("2017-05-06", [9, 7, 8]), ("2017-05-07", [6, 7, 8]), ("2017-05-10", [6, 8]),
+    ("2017-05-11", [4, 8]), ("2017-05-12", [8]), ("2017-05-13", [])])
+def test_the_rows_from_a_day_on_are_counted_and_files_without_any_left_out(manifest, since, rows):
+    files = with_days(manifest).files(("train", "validation"), date.fromisoformat(since))
+    assert [entry.rows for entry in files] == rows
+    assert [entry.stored for entry in files] == [{"part-0": 9, "part-1": 7, "part-v": 8}[e.path] for e in files]
+    assert with_days(manifest).rows("train", "validation", since=date.fromisoformat(since)) == sum(rows)
+
+
+def test_an_export_without_days_is_still_read_but_not_within_its_training_days(manifest, alimama, encoders, tmp_path):
+    columns = tuple(column for column in manifest.columns if column.name != "day")
+    older = replace(manifest, columns=columns)
+    older.check(alimama, encoders)
+    older.write(str(tmp_path))
+    text = json.loads((tmp_path / MANIFEST).read_text())
+    for entry in (entry for files in text["splits"].values() for entry in files):
+        del entry["days"]
+    (tmp_path / MANIFEST).write_text(json.dumps(text))
+    older = read_manifest(str(tmp_path))
+    assert [older.rows("train", "validation", since=date(2017, 5, day)) for day in (6, 12, 13)] == [5, 0, 0]
+    with pytest.raises(InputError, match="part-00000.parquet: .* days from 2017-05-07 on; run export_training again"):
+        older.rows("train", since=date(2017, 5, 7))
 
 
 def test_rows_and_files_of_splits(manifest):

@@ -40,6 +40,15 @@ class DinConfig:
         check_flag(self.autocast, "tower_config.autocast")
 
 
+class Score(Dense):
+    """Gives every behaviour a weight near 1 at the start, as in BaseDNN: from weights near 0 neither they nor the
+    behaviours' embeddings would get much of a gradient."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.ones_(self.bias)
+
+
 class TargetAttention(nn.Module):
     """interest = sum over a row's real positions of w k, with w = MLP([q, k, q - k, q * k]) and no softmax (DIN, 4.3).
 
@@ -50,15 +59,11 @@ class TargetAttention(nn.Module):
     def __init__(self, dim: int, sizes: tuple[int, int], autocast: bool = False):
         super().__init__()
         self.autocast = autocast
-        self.first, self.second, self.score = Dense(4 * dim, sizes[0]), Dense(sizes[0], sizes[1]), Dense(sizes[1], 1)
-        self.reset_parameters()
+        self.first, self.second, self.score = Dense(4 * dim, sizes[0]), Dense(sizes[0], sizes[1]), Score(sizes[1], 1)
 
     def reset_parameters(self) -> None:
         for layer in (self.first, self.second, self.score):
             layer.reset_parameters()
-        # Every behaviour starts with a weight near 1, as in BaseDNN: from weights near 0 neither they nor the
-        # behaviours' embeddings would get much of a gradient.
-        nn.init.ones_(self.score.bias)
 
     def forward(self, q_BD: Tensor, inputs: TowerInputs) -> Tensor:
         """Interest (B, D); 0 for a row without a valid position. A position counts by its weight."""

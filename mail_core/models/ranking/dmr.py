@@ -51,11 +51,10 @@ class PositionAttention(nn.Module):
 
     def __init__(self, shape: InputShape, width: int, by_target: bool):
         super().__init__()
-        self.position_LD = nn.Parameter(torch.empty(shape.length, shape.dim))
+        self.position_LD = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape.length, shape.dim)))
         self.of_position, self.of_behavior = Dense(shape.dim, width), Dense(shape.dim, width, bias=False)
         self.of_target = Dense(shape.dim, width, bias=False) if by_target else None
         self.score = Dense(width, 1, bias=False)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.position_LD)
