@@ -158,10 +158,11 @@ def curve(run_id: str, figure: str) -> list[tuple[int, float]]:
 def local_artifact(run_id: str, path: str) -> Path | None:
     """A local copy of a run's artifact (the artifact itself, where the store is local); None where it has none such, or
     has gone itself."""
-    if _run(run_id) is None:
+    run = _run(run_id)
+    if run is None or path not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
         return None
-    listed = {file.path for file in MlflowClient().list_artifacts(run_id)}
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)) if path in listed else None
+    # By the run's ID MLflow would copy it, wherever it lies.
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{run.info.artifact_uri}/{path}"))
 
 
 def _run(run_id: str) -> Run | None:

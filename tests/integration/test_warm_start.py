@@ -186,7 +186,7 @@ def test_the_job_registers_a_version_that_says_what_it_started_from(lake, warm, 
     assert steps[1] > steps[0], "its moments go on from the champion's"
 
 
-def test_it_is_trained_again_like_itself_as_long_as_its_start_is_there(lake, warm, start, monkeypatch):
+def test_it_is_trained_again_like_itself_as_long_as_its_start_is_there(lake, warm, start):
     done = train("--lake", str(lake), "--like", f"models:/{NAME}/2")
     assert done.returncode == 0, done.stderr
     assert f"the same metrics as models:/{NAME}/2" in done.stdout
