@@ -16,13 +16,25 @@ from pathlib import Path
 
 from memory import peak_of
 from peers import BENCH
-from report import machine, table, write_section
+from report import table, write_section
 
 ROOT, JOBS = BENCH / "memory", Path(__file__).resolve().parents[2] / "jobs"
 SIZES = (5_000, 40_000)
 MODEL = "models:/alimama-mail-base_dnn@challenger"
 MODE = ("--new-users", "masked:0.4:1")
 END = ("--end-date", "2017-05-13")
+
+GROWTH = """What it grows with, by the code and these figures:
+
+- The JVM, here driver and executors in one, takes what its heap allows (`SPARK_DRIVER_MEMORY`) and some hundred MiB
+  beside it, whatever the size of the logs: more rows are more partitions, and what does not fit is spilled.
+- Python in the Spark jobs holds one partition of both logs a core: about a million rows, more where one user has more.
+  `evaluate`, `score` and `promote` load torch and the version once a core (its table: rows x D x 4 bytes); `evaluate`
+  also brings one cohort's labels and scores together, some tens of bytes a row of the day. `export_training` holds the
+  vocabularies once on the driver and once a core.
+- `train` holds on each rank the fused table three times (weights, two moments), the other parameters four times and a
+  shuffle buffer of 131,072 rows (1.2 kB each at L = 100), and on rank 0 some tens of bytes a row of the measured day.
+"""
 
 logger = logging.getLogger(__name__)
 Figures = dict[str, dict[str, float]]
@@ -71,11 +83,11 @@ def main() -> None:
               f"{found[job]['load']:.1f}"]
              for job in steps(ROOT) for users in SIZES if job in (found := figures(users))]
     body = "\n".join([
-        f"`python tests/benchmarks/bench_memory.py`, {machine(os.cpu_count() or 1)}, {date.today()}. Simulated logs of "
+        f"`python tests/benchmarks/bench_memory.py`, {os.cpu_count()} cores, {date.today()}. Simulated logs of "
         "that many users (11 impressions and 60 behaviours each), tiny preset, 1 epoch, 2 ranks, driver heap at its "
         "default of 2 GiB. Peak of the sum of PSS over a job's processes, in MiB; JVM and Python peak at moments of "
         "their own, so they need not add up. One run a size; the load is that of the machine when the job began.\n",
-        table(["job", "users", "peak MiB", "JVM", "Python", "seconds", "load"], lines)])
+        table(["job", "users", "peak MiB", "JVM", "Python", "seconds", "load"], lines), GROWTH])
     print(body)
     write_section("Peak memory of each job", body)
 
