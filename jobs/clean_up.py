@@ -10,7 +10,7 @@ import argparse
 import sys
 from datetime import date
 
-from mail_core.job import dataset_parser, run_job
+from mail_core.job import add_tracking, dataset_parser, run_job
 from mail_core.lake.retention import RetentionConfig
 
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--version-days", type=int, default=defaults.version_days,
                         help="days that files of earlier table versions are kept (default: %(default)s)")
     result.add_argument("--delete", action="store_true", help="remove it, instead of only saying what would go")
-    result.add_argument("--tracking-uri", help="MLflow's store (default: SQLite beside the lake)")
+    add_tracking(result)
     return result
 
 
