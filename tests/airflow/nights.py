@@ -38,9 +38,11 @@ def failed(context):
 """
 SPARK = """
 spark.driver.memory 1g
-spark.sql.shuffle.partitions 4
-spark.default.parallelism 2
+spark.sql.shuffle.partitions 2
+spark.default.parallelism 1
+spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 """
+"""A night is a dozen JVMs that live for seconds: nothing in them is worth a second compiler or Python worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Airflow:
             "PYTHONPATH": f"{ROOT}:{self.folder}", "AIRFLOW_HOME": str(self.folder / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "airflow_dags"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW_VAR_MAIL": json.dumps(settings),
-            "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"}),
+            "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[1]"}),
             "MAIL_TEST_WATCH": str(self.folder / "watched"), "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def start(self) -> None:
