@@ -244,6 +244,8 @@ class EmbeddingTables(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.weight.is_meta:
+            return  # nothing is there to be filled, for which torch would load 140 MiB of code
         nn.init.normal_(self.weight, std=self.std)
         with torch.no_grad():
             self.weight.index_fill_(0, torch.tensor(self.layout.padding_rows, device=self.weight.device), 0.0)
