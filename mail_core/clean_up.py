@@ -15,6 +15,7 @@ from mail_core.lake.retention import Folder, LiveVersion, RetentionConfig, Stand
 from mail_core.lake.tables import Lake
 from mail_core.lake.vacuum import SHOWN, committed, vacuum
 from mail_core.loading.manifest import EXPORTS, PAST_EXPORTS, REVEALED_EXPORTS, export_uri
+from mail_core.package.store import WARM_START
 from mail_core.schema.definition import Schema
 from mail_core.tracking.registry import is_package
 from mail_core.tracking.retention import remove_run, remove_version, standing_runs, standing_versions
@@ -79,6 +80,7 @@ def live_version(uri: str, run_id: str | None) -> LiveVersion:
                          "back") from error
     name = export_uri("", version.end_date, version.days, version.new_users).rsplit("/", 1)[-1]
     return LiveVersion(uri=uri, run_id=run_id, export=name, delta_versions=version.delta_versions,
+                       started_from=version.lineage.get(WARM_START, {}).get("version"),
                        first_day=version.end_date - timedelta(days=version.days - 1), last_day=version.end_date)
 
 

@@ -47,6 +47,8 @@ class LiveVersion:
     """Of its export."""
     delta_versions: Mapping[str, int]
     """Table -> version."""
+    started_from: str | None = None
+    """models:/NAME/VERSION that a warm start began with, whose run holds the moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +149,8 @@ def _folders(kind: str, folders: Iterable[Folder], days: int, now: datetime, by_
 
 def _versions_and_runs(standing: Standing, live: Sequence[LiveVersion], days: int, now: datetime) -> Iterable[Step]:
     """Versions first: one whose run has gone would say nothing of how it came to be."""
-    versions = [Step(kind="model version", name=v.uri, removed=False, why=f"alias {', '.join(sorted(v.aliases))}")
-                if v.aliases else _by_age("model version", v.uri, v.created, days, now) for v in standing.versions]
+    begun = {v.started_from: v.uri for v in live}
+    versions = [_version(version, begun.get(version.uri), days, now) for version in standing.versions]
     yield from versions
     needed = {v.run_id: f"of {v.uri}" for v, step in zip(standing.versions, versions) if not step.removed}
     needed |= {v.run_id: f"of {v.uri}" for v in live}
@@ -159,6 +161,13 @@ def _versions_and_runs(standing: Standing, live: Sequence[LiveVersion], days: in
         if step.removed and run_id in above:
             step = Step(kind="run", name=step.name, removed=False, why="a run below it is kept")
         yield step
+
+
+def _version(version: StandingVersion, begun: str | None, days: int, now: datetime) -> Step:
+    if version.aliases or begun is not None:
+        why = f"alias {', '.join(sorted(version.aliases))}" if version.aliases else f"{begun} was started from it"
+        return Step(kind="model version", name=version.uri, removed=False, why=why)
+    return _by_age("model version", version.uri, version.created, days, now)
 
 
 def _run(run: StandingRun, needed: str | None, days: int, now: datetime) -> Step:

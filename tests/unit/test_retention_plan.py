@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -74,6 +75,15 @@ def test_rows_go_by_the_schema_but_not_days_of_a_live_version_nor_the_newest():
     assert "models:/m/1 was trained on them" in steps["features"].why
     assert steps["quarantine"].days == days[:-1]
     assert not steps["items"].removed and not steps["items"].days
+
+
+def test_the_version_that_a_live_one_was_started_from_stays_with_its_run():
+    standing = Standing(
+        versions=[StandingVersion(uri=f"models:/m/{n}", run_id=f"r{n}", created=ago(200), aliases=()) for n in (1, 2)],
+        runs=[StandingRun(run_id=f"r{n}", name="m", ended=ago(200), parent=None) for n in (1, 2)])
+    found = planned(standing, [replace(live(uri="models:/m/3", run_id="r3"), started_from="models:/m/2")])
+    assert found["model version models:/m/2"] == (False, "models:/m/3 was started from it")
+    assert [removed for removed, _ in found.values()] == [True, False, True, False]
 
 
 @given(st.dictionaries(st.integers(0, 30), st.floats(0, 400), min_size=1), st.lists(st.integers(0, 30), max_size=4))
