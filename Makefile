@@ -62,7 +62,8 @@ test-unit: setup ## the tests that need no engine
 	$(PYTHON_BIN) -m pytest tests/unit
 
 # A file's tests stay in one process, which shares its tables; the long files begin first.
-test: lint ## everything that CI runs: lint, unit and integration tests (two processes)
+test: lint ## everything that CI runs: lint, unit and integration tests (two processes; installs Chromium where it is absent)
+	@.ci/setup-browser
 	$(PYTHON_BIN) -m pytest tests/integration tests/unit --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-airflow: setup ## nights of the Airflow DAG with the real jobs (makes an Airflow of its own in runs/airflow)

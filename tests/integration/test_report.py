@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import WIDTH, opened, requested
 from raw_tables import LAST_DAY as DAY
 from raw_tables import call_job, random_rows, write
 from small_package import feature_rows
@@ -122,6 +123,22 @@ def test_the_job_writes_one_page_and_its_alarms(lake, tmp_path, capsys):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x00" in text and "<script" not in text and len(text) < 2_000_000
     assert "Version 2: kept. no cohort can be judged" in text and "<td>0.8000</td>" in text
     assert report(lake, DAY, tmp_path) == BAD_INPUT
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways_or_loading_anything(lake, tmp_path):
+    out = tmp_path / "page.html"
+    assert report(lake, DAY, out) == DONE
+    with opened(out) as driver:
+        assert driver.execute_script("return window.innerWidth") == WIDTH
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= WIDTH
+        shown = driver.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth])")
+        assert shown and all(0 < width <= WIDTH < natural for natural, width in shown)
+        sizes = driver.execute_script("return [...document.querySelectorAll('h1, h2, p, td, th, caption, pre')]"
+                                      ".map(e => parseFloat(getComputedStyle(e).fontSize))")
+        assert min(sizes) >= 12
+        assert str(DAY) in driver.title and "Version 2: kept." in driver.find_element("tag name", "body").text
+        assert [url for url in requested(driver) if not url.startswith("data:")] == [out.as_uri()]
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_a_lake_without_tables_gets_a_page_that_says_so(spark, alimama, tmp_path):
