@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mail_core.errors import InputError
 from mail_core.models.alignment import ALIGNMENTS, KERNELS, alignment_loss
 from mail_core.models.config import check_choice, check_flag, check_positive, check_share, check_size, check_sizes
 from mail_core.models.gate import Gate
@@ -33,6 +34,9 @@ class Variant:
     token: bool = False
     """False: new rows get L virtual positions (Eq. 8). True: D2 predicts the mean of a user's behaviour, which every
     row gets as one more position."""
+    identity: bool = True
+    """Whether the user's ID is among the attributes that are read and reconstructed, as in the paper. A token that read
+    it would know old users' behaviour by heart, and the ranking tower would trust it more than a new user's deserves."""
     gate: str | None = None
     """Of the token: `slope` (see `Gate`), or `closed`: the average old user's behaviour for everybody."""
 
@@ -42,9 +46,9 @@ VARIANTS: Mapping[str, Variant] = {
     "single": Variant(behavior=False, align=False),
     "dual": Variant(align=False),
     "base": Variant(),
-    "mean_token": Variant(token=True),
-    "gated": Variant(token=True, gate="slope"),
-    "mean": Variant(token=True, gate="closed"),
+    "mean_token": Variant(token=True, identity=False),
+    "gated": Variant(token=True, identity=False, gate="slope"),
+    "mean": Variant(token=True, identity=False, gate="closed"),
 }
 """Table 3's four (`base` is the paper's MAIL), and ours with a token; `mean` is a control."""
 
@@ -191,12 +195,15 @@ class ZeroShotTower(nn.Module):
         self.config, self.shape = config, shape
         parts, behavior = config.parts, (1 if config.parts.token else shape.length) * shape.dim
         assert parts.attributes, "the variant without an autoencoder is a LinearMap"
+        self.read = [i for i in range(shape.attributes) if parts.identity or i != shape.user_id]
+        if not self.read:
+            raise InputError(f"zero_shot.variant: {config.variant!r} (it needs a user attribute beside the user's ID)")
         self.attribute_attention = AttentionPooling(shape.dim, config.attention)
         self.attribute_encoder = ResidualEncoder(shape.dim, config)  # E1
         # DDP refuses parameters that no loss uses: what a variant leaves out is not built.
         self.behavior_attention = AttentionPooling(shape.dim, config.attention) if parts.behavior else None
         self.behavior_encoder = ResidualEncoder(shape.dim, config) if parts.behavior else None  # E2
-        self.attribute_decoder = ResidualDecoder(shape.attributes * shape.dim, config)  # D1
+        self.attribute_decoder = ResidualDecoder(len(self.read) * shape.dim, config)  # D1
         self.behavior_decoder = ResidualDecoder(behavior, config)  # D2
         self.gate = Gate(shape.dim, parts.gate == "closed") if parts.gate else None
 
@@ -215,12 +222,12 @@ class ZeroShotTower(nn.Module):
         target_NZ = (mean_behavior(v_NLD, mask_NL) if self.config.parts.token
                      else (v_NLD * mask_NL.unsqueeze(2)).flatten(1))
         with self._precision(a_NAD):
-            p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), self.training)
+            p_NH = self.attribute_encoder(self.hidden_attributes(a_NAD), self.training)
             q_NH = self._encoded_behavior(v_NLD, mask_NL)
             hidden = p_NH if q_NH is None else torch.cat([p_NH, q_NH])  # the decoders are shared: both pass at once
             decoded = self.attribute_decoder(hidden, self.training), self.behavior_decoder(hidden, self.training)
         errors = [_errors(x.to(a_NAD.dtype), target, len(a_NAD))
-                  for x, target in zip(decoded, (a_NAD.flatten(1), target_NZ))]
+                  for x, target in zip(decoded, (self._read(a_NAD).flatten(1), target_NZ))]
         alignment = 0.0 * p_NH.sum()
         if q_NH is not None and self.config.parts.align:
             config, kind = self.config, a_NAD.dtype
@@ -238,13 +245,20 @@ class ZeroShotTower(nn.Module):
         """`Gate.sums` of old rows, dropout off."""
         return Gate.sums(mean_behavior(v_NLD, mask_NL), self._decoded(a_NAD).squeeze(1), held_out_N)
 
+    def hidden_attributes(self, a_NAD: Tensor) -> Tensor:
+        """h_a (N, D), Eqs. 1 and 2, of the attributes that the variant reads."""
+        return self.attribute_attention(self._read(a_NAD))
+
+    def _read(self, a_NAD: Tensor) -> Tensor:
+        return a_NAD if len(self.read) == self.shape.attributes else a_NAD[:, self.read]
+
     def _virtual(self, a_NAD: Tensor) -> Tensor:
         decoded_NKD = self._decoded(a_NAD)
         return decoded_NKD if self.gate is None else self.gate(decoded_NKD)
 
     def _decoded(self, a_NAD: Tensor) -> Tensor:
         with self._precision(a_NAD):
-            decoded = self.behavior_decoder(self.attribute_encoder(self.attribute_attention(a_NAD), False), False)
+            decoded = self.behavior_decoder(self.attribute_encoder(self.hidden_attributes(a_NAD), False), False)
         return decoded.to(a_NAD.dtype).unflatten(1, (-1, self.shape.dim))
 
     def _encoded_behavior(self, v_NLD: Tensor, mask_NL: Tensor) -> Tensor | None:

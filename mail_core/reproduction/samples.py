@@ -59,7 +59,7 @@ def hidden_behavior(revealed: Export) -> bool:
 def _sample(package: Package, tower: ZeroShotTower, encoded: Mapping[str, Tensor]) -> Sample:
     real_BD, virtual_BD = package.pooled_behavior_of(encoded)
     a_BAD = package.model.tables.gather_users(encoded)[0]
-    return Sample(real_BD=real_BD, virtual_BD=virtual_BD, hidden_BD=tower.attribute_attention(a_BAD).cpu().numpy())
+    return Sample(real_BD=real_BD, virtual_BD=virtual_BD, hidden_BD=tower.hidden_attributes(a_BAD).cpu().numpy())
 
 
 def _first_rows(revealed: Export, users: int, device: torch.device) -> dict[str, dict[str, Tensor]]:

@@ -84,6 +84,23 @@ def test_a_tokens_target_is_the_mean_of_real_behaviour():
     assert tower.virtual_behavior(a_NAD).shape == (3, 1, D)
 
 
+@pytest.mark.parametrize("variant", [name for name, variant in VARIANTS.items() if variant.attributes])
+def test_a_token_does_not_read_the_users_id_and_the_papers_variants_do(variant):
+    torch.manual_seed(3)
+    tower = zero_shot_tower(replace(SMALL, variant=variant, dropout=0.0), replace(SHAPE, user_id=1))
+    a_NAD, v_NLD, mask_NL = old_rows([2, 5, 1])
+    other_NAD = a_NAD.clone()
+    other_NAD[:, 1] += 1.0
+    with torch.no_grad():
+        losses = [tower(x, v_NLD, mask_NL) for x in (a_NAD, other_NAD)]
+        virtual = [tower._decoded(x) for x in (a_NAD, other_NAD)]
+    alike = [torch.equal(*virtual), losses[0].attribute == losses[1].attribute]
+    assert alike == [variant in TOKENS] * 2
+    if variant in TOKENS:
+        with pytest.raises(InputError, match=f"zero_shot.variant: '{variant}' .* beside the user's ID"):
+            zero_shot_tower(replace(SMALL, variant=variant), replace(SHAPE, attributes=1, user_id=0))
+
+
 def test_mean_behaviour_of_a_row_without_any_is_zero():
     _, v_NLD, mask_NL = old_rows([2, 0])
     found = mean_behavior(v_NLD + 7.0 * ~mask_NL.unsqueeze(2), mask_NL)
