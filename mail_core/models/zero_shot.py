@@ -36,7 +36,7 @@ class Variant:
     row gets as one more position."""
     identity: bool = True
     """Whether the user's ID is among the attributes that are read and reconstructed, as in the paper. A token that read
-    it would know old users' behaviour by heart, and the ranking tower would trust it more than a new user's deserves."""
+    it would know old users by heart, and the ranking tower would trust it more than a new user's deserves."""
     gate: str | None = None
     """Of the token: `slope` (see `Gate`), or `closed`: the average old user's behaviour for everybody."""
 
