@@ -103,7 +103,7 @@ with DAG(
                  "--candidates": "{{ params.candidates or '' }}"})
     report = SparkJob(
         task_id="report", job="report", trigger_rule=TriggerRule.ALL_DONE,
-        options={**TABLES, "--date": DAY, "--model": MODEL, "--out": f"{{{{ var.json.mail.reports }}}}/{DAY}.html"})
+        options={**TRACKED, "--date": DAY, "--model": MODEL, "--out": f"{{{{ var.json.mail.reports }}}}/{DAY}.html"})
     # The run's state is that of its last tasks: this one fails with any before it.
     finished = EmptyOperator(task_id="finished")
 

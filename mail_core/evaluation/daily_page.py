@@ -22,7 +22,7 @@ DAYS_BEFORE = 14
 SCORE_EDGES = tuple(10 ** (place / 5 - 4) for place in range(21))
 """Of the bins of predicted CTR: five a decade, 0.0001 to 1; what is below belongs to the first bin."""
 SECTIONS = ("In short", "Read", "Quarantined and dropped", "Features", "Cohorts and metrics", "Calibration by cohort",
-            "Promotion", "Scores")
+            "Promotion", "Scores", "Slowest steps")
 """Headings of the page, in order."""
 _DRAWN = ("old", "new", "all")
 _METRICS = (("auc", "AUC"), ("gauc", "GAUC"), ("logloss", "log loss"), ("ece", "ECE"))
@@ -113,6 +113,8 @@ class DailyFigures:
     """Of the morning after the day, else of the day itself; None where the model has scored neither."""
     has_scores: bool
     """Whether the lake has the table at all."""
+    seconds: Mapping[str, float]
+    """Job -> how long its last run for the day took, of those that tell it."""
 
     @property
     def evaluated(self) -> Evaluated | None:
@@ -127,7 +129,8 @@ class DailyFigures:
 
 def daily_page(day: DailyFigures) -> str:
     """The page: HTML that loads nothing."""
-    made = (_in_short, _read, _quarantined, _features, _cohorts, _calibration, _promotion, _scores)
+    made = (_in_short, _read, _quarantined, _features, _cohorts, _calibration, _promotion, _scores,
+            _slowest_steps)
     parts = [part for title, section in zip(SECTIONS, made, strict=True) for part in (heading(title), *section(day))]
     return page(f"{day.schema_name}, {day.day}: {day.model_name}", parts, width_rem=_WIDTH_REM)
 
@@ -305,6 +308,15 @@ def _scores(day: DailyFigures) -> list[str]:
     drawn = figures.outlines({group.name: [count / group.rows for count in group.counts] for group in groups},
                              SCORE_EDGES, "predicted CTR", "share of the users' candidates")
     return [html(table), picture(drawn, "Distribution of predicted CTR, of old and of new users.")]
+
+
+def _slowest_steps(day: DailyFigures) -> list[str]:
+    if not day.seconds:
+        return [paragraph("No step has told how long it took.")]
+    rows = [(job, number(seconds, ",.1f")) for job, seconds in sorted(day.seconds.items(), key=lambda step: -step[1])]
+    return [html(Table(title="Slowest first", header=("job", "seconds"), rows=rows, note=(
+        "Of each job's last run for the day: from its opening of the lake to its last commit, for train its run in "
+        "MLflow. A run for several days counts as a whole.")))]
 
 
 def _by_day(evaluations: Mapping[date, Evaluated], metric: str, title: str) -> list[str]:

@@ -10,7 +10,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from pyarrow import fs as arrow_fs
 
@@ -30,9 +30,11 @@ class Replacement:
     days: tuple[date, ...]
     where: str | None
     """The condition that narrows the days."""
+    began: float | None = None
+    """When the run that made it opened the lake, in seconds since the epoch; None where it did not tell."""
 
     def __str__(self) -> str:
-        return json.dumps({"days": [day.isoformat() for day in self.days], "where": self.where})
+        return json.dumps({"days": [day.isoformat() for day in self.days], "where": self.where, "began": self.began})
 
     def overlaps(self, other: Replacement) -> bool:
         """Whether a row can belong to both; different conditions are taken to mean different rows."""
@@ -47,16 +49,20 @@ def latest_version(table_uri: str) -> int:
 
 def replacements_after(table_uri: str, version: int) -> dict[int, Replacement]:
     """Version -> what was replaced, for the commits after `version` that `Lake.replace_days` made."""
-    system, log = filesystem(join(table_uri, "_delta_log"))
-    found = {}
-    for number in sorted(_commits(table_uri)):
-        if number > version:
-            with system.open_input_stream(join(log, f"{number:020}.json")) as stream:
-                metadata = _user_metadata(stream.read().decode())
-            if metadata is not None:
-                found[number] = Replacement(days=tuple(map(date.fromisoformat, metadata["days"])),
-                                            where=metadata["where"])
-    return found
+    numbers = [number for number in sorted(_commits(table_uri)) if number > version]
+    found = {number: _replacement(_commit_info(table_uri, number)) for number in numbers}
+    return {number: made for number, made in found.items() if made is not None}
+
+
+def replacing_seconds(table_uri: str, day: date) -> float | None:
+    """From the opening of the lake to the commit, of the run that last replaced rows of `day`; None where the log has
+    none, or it did not tell when it began."""
+    for number in sorted(_commits(table_uri), reverse=True):
+        info = _commit_info(table_uri, number)
+        made = _replacement(info)
+        if made is not None and day in made.days:
+            return None if made.began is None else max(info["timestamp"] / 1000 - made.began, 0.0)
+    return None
 
 
 @contextmanager
@@ -90,14 +96,21 @@ def _commits(table_uri: str) -> Sequence[int]:
     return [int(match[1]) for info in infos if (match := _COMMIT.fullmatch(info.base_name))]
 
 
-def _user_metadata(commit: str) -> dict[str, Any] | None:
-    """The metadata that `Replacement` wrote, of a commit's lines of JSON; None where another writer made it."""
-    for line in commit.splitlines():
-        text = json.loads(line).get("commitInfo", {}).get("userMetadata")
-        if text is not None:
-            try:
-                metadata = json.loads(text)
-            except json.JSONDecodeError:
-                return None
-            return metadata if isinstance(metadata, dict) and {"days", "where"} <= set(metadata) else None
-    return None
+def _commit_info(table_uri: str, version: int) -> dict[str, Any]:
+    """What Delta says of a commit; empty where it says nothing."""
+    system, log = filesystem(join(table_uri, "_delta_log"))
+    with system.open_input_stream(join(log, f"{version:020}.json")) as stream:
+        lines = [json.loads(line) for line in stream.read().decode().splitlines()]
+    return next((line["commitInfo"] for line in lines if "commitInfo" in line), {})
+
+
+def _replacement(commit_info: Mapping[str, Any]) -> Replacement | None:
+    """What `Lake.replace_days` says of its commit; None where another writer made it."""
+    try:
+        metadata = json.loads(commit_info.get("userMetadata") or "null")
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(metadata, dict) or not {"days", "where"} <= set(metadata):
+        return None
+    return Replacement(days=tuple(map(date.fromisoformat, metadata["days"])), where=metadata["where"],
+                       began=metadata.get("began"))

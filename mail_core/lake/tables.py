@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -20,7 +21,7 @@ from pyspark.sql.types import ArrayType, DataType, StructType
 
 from mail_core.errors import InputError
 from mail_core.lake import files
-from mail_core.lake.concurrency import Replacement, latest_version, one_writer, replacements_after
+from mail_core.lake.concurrency import Replacement, latest_version, one_writer, replacements_after, replacing_seconds
 from mail_core.lake.sql import sql_literal
 from mail_core.schema.arrow import column_type, features_schema, raw_fields
 from mail_core.schema.definition import CONVERSION, DAY, ITEM, LABEL, USER, Column, RawFile, Schema
@@ -110,6 +111,7 @@ class Lake:
     def __init__(self, spark: SparkSession, uri: str, schema: Schema):
         self.spark, self.uri = spark, files.validated_lake_uri(uri)
         self.definitions = table_definitions(schema)
+        self._opened = time.time()
 
     def path(self, table: str) -> str:
         """Where a table lies, as Spark takes it; KeyError for a table that the lake does not define."""
@@ -179,6 +181,10 @@ class Lake:
         assert row is not None, "a Delta table has at least one version"
         return row["version"]
 
+    def seconds(self, table: str, day: date) -> float | None:
+        """As of `replacing_seconds`, the table not needing to be there."""
+        return replacing_seconds(files.join(self.uri, self.definitions[table].name), day)
+
     def versions(self, *tables: str) -> dict[str, int]:
         """Table -> its version now (ABSENT without one), for `replace_days(since=...)`; no Spark job."""
         return {table: latest_version(files.join(self.uri, self.definitions[table].name)) for table in tables}
@@ -199,7 +205,8 @@ class Lake:
         if not days:
             raise InputError(f"{self.path(table)}: no days given to replace")
         self._check_types(table, df.schema, "the rows to be written")
-        path, mine = self.path(table), Replacement(days=tuple(sorted(set(days))), where=where)
+        path, mine = self.path(table), Replacement(days=tuple(sorted(set(days))), where=where,
+                                                   began=self._opened)
         predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in sorted(set(days)))})"
         if where is not None:
             predicate = f"{predicate} AND ({where})"

@@ -5,8 +5,9 @@ What reaches the driver is bounded: counts by day, reason and cohort, and a few 
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -24,15 +25,28 @@ from mail_core.evaluation.promotion import Promotion
 from mail_core.lake.tables import RAW_TABLES, Lake
 from mail_core.schema.definition import DAY, LABEL, Schema
 from mail_core.spark.new_users import behavior_length
+from mail_core.tracking.registry import training_seconds
+from mail_core.tracking.runs import configure_tracking
 
 REASONS = 40
 """Reasons of quarantine that are shown, those with most lines."""
 _QUANTILES = (0.1, 0.5, 0.9)
 _BINS = len(SCORE_EDGES) - 1
+_WRITES = {"ingest_logs": (*RAW_TABLES.values(), "quarantine"), "build_features": ("features",),
+           "check_features": ("checks",), "evaluate": ("evaluations",), "promote": ("promotions",),
+           "score": ("ctr_scores",)}
+"""Job -> the tables that it writes."""
+_AHEAD = {"score": timedelta(days=1)}
+
+logger = logging.getLogger(__name__)
 
 
-def write_daily_report(schema: Schema, lake: Lake, day: date, model_name: str, out: Path) -> DailyFigures:
+def write_daily_report(schema: Schema, lake: Lake, day: date, model_name: str, out: Path,
+                       tracking_uri: str | None = None) -> DailyFigures:
     """Write the page of `day` to the file `out`.
+
+    Args:
+        tracking_uri: as of `configure_tracking`; a store that is not there costs the page the time of training alone.
 
     Raises:
         InputError: `out` is a folder, or another schema wrote one of the tables.
@@ -40,6 +54,10 @@ def write_daily_report(schema: Schema, lake: Lake, day: date, model_name: str, o
     if out.is_dir():
         raise InputError(f"{out}: a folder, expected the name of a file to write")
     found = daily_figures(schema, lake, day, model_name)
+    training = (None if found.evaluated is None
+                else _training_seconds(lake, tracking_uri, model_name, found.evaluated.version))
+    if training is not None:
+        found = replace(found, seconds={**found.seconds, "train": training})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(daily_page(found), encoding="utf-8")
     return found
@@ -56,7 +74,7 @@ def daily_figures(schema: Schema, lake: Lake, day: date, model_name: str) -> Dai
         raw={table: _rows_by_day(lake, table, day) for table in RAW_TABLES.values()},
         quarantined=_quarantined(lake, day), features=_features(schema, lake, day), checks=_checks(lake, day),
         evaluations=_evaluations(lake, day, model_name), promotions=_promotions(lake, day, model_name),
-        scores=_scores(lake, day, model_name), has_scores=lake.exists("ctr_scores"))
+        scores=_scores(lake, day, model_name), has_scores=lake.exists("ctr_scores"), seconds=_seconds(lake, day))
 
 
 def _window(lake: Lake, table: str, day: date, days: int = DAYS_BEFORE) -> DataFrame | None:
@@ -128,6 +146,22 @@ def _promotions(lake: Lake, day: date, model_name: str) -> dict[date, Promotion]
         return None
     found = rows.where(F.col("model_name") == F.lit(model_name)).toArrow().to_pylist()
     return {row[DAY]: Promotion.from_row(row) for row in found}
+
+
+def _seconds(lake: Lake, day: date) -> dict[str, float]:
+    """Job -> how long its last run took, by the last of its tables; candidates are scored for the day after."""
+    found = {job: [s for table in tables if (s := lake.seconds(table, day + _AHEAD.get(job, timedelta(0)))) is not None]
+             for job, tables in _WRITES.items()}
+    return {job: max(seconds) for job, seconds in found.items() if seconds}
+
+
+def _training_seconds(lake: Lake, tracking_uri: str | None, model_name: str, version: str) -> float | None:
+    try:
+        configure_tracking(tracking_uri, lake.uri)
+    except InputError as error:
+        logger.warning("how long the training took is not known: %s", error)
+        return None
+    return training_seconds(model_name, version)
 
 
 def _bin() -> SparkColumn:

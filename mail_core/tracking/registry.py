@@ -24,6 +24,7 @@ from mail_core.package.store import load_package
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import Schema
 from mail_core.tracking.descriptions import version_description
+from mail_core.tracking.runs import run_seconds
 
 PACKAGE_ARTIFACT = "package"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "torch")
@@ -115,6 +116,17 @@ def resolve_model(model_uri: str) -> ResolvedModel:
         raise InputError(f"model {model_uri!r}: {getattr(error, 'message', error)}") from error
     return ResolvedModel(name=name, version=str(found.version), package_folder=Path(folder),
                          run_id=found.run_id or None)
+
+
+def training_seconds(name: str, version: str) -> float | None:
+    """How long the run took that registered a version; None where no run did, or either has gone."""
+    try:
+        found = MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run_seconds(found.run_id) if found.run_id else None
 
 
 def is_package(model_uri: str) -> bool:

@@ -145,9 +145,13 @@ def found_run(experiment: str, tags: Mapping[str, str], finished: bool = True) -
                               order_by=["attributes.start_time DESC"])
     if not runs:
         return None
-    info = runs[0].info
-    return FoundRun(run_id=info.run_id, seconds=max((info.end_time or 0) - info.start_time, 0) / 1000,
-                    finished=info.status == "FINISHED")
+    return FoundRun(run_id=runs[0].info.run_id, seconds=_seconds(runs[0]), finished=runs[0].info.status == "FINISHED")
+
+
+def run_seconds(run_id: str) -> float | None:
+    """From a run's start to its end, 0 where it has not ended; None where there is no such run."""
+    run = _run(run_id)
+    return None if run is None else _seconds(run)
 
 
 def curve(run_id: str, figure: str) -> list[tuple[int, float]]:
@@ -163,6 +167,10 @@ def local_artifact(run_id: str, path: str) -> Path | None:
         return None
     # By the run's ID MLflow would copy it, wherever it lies.
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{run.info.artifact_uri}/{path}"))
+
+
+def _seconds(run: Run) -> float:
+    return max((run.info.end_time or 0) - run.info.start_time, 0) / 1000
 
 
 def _run(run_id: str) -> Run | None:

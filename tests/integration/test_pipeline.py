@@ -49,6 +49,8 @@ def test_a_pass_ends_with_the_path_of_the_days_page(printed, config):
     assert printed.splitlines()[-1] == str(config.report)
     page = config.report.read_text(encoding="utf-8")
     assert str(END) in page and "alimama-mail-base_dnn" in page
+    for job in ("ingest_logs", "build_features", "train", "evaluate", "promote", "score"):
+        assert f"<tr><td>{job}</td>" in page, "how long it took"
 
 
 def test_scores_cover_each_candidate_pair_once(printed, config, spark, alimama):

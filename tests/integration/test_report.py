@@ -109,6 +109,9 @@ def test_the_figures_of_a_day_are_those_of_plain_python(alimama, lake, features,
         YESTERDAY: ("1", {0.6}), DAY: ("2", {0.8})}
     assert found.promotions == {DAY: PROMOTION}
     assert (found.scores.day, found.scores.versions) == (NEXT, ("1",))
+    # This lake was opened once and filled table by table, so that each job took longer than the one before.
+    assert list(sorted(found.seconds, key=found.seconds.get)) == [
+        "ingest_logs", "build_features", "check_features", "evaluate", "promote", "score"]
     for group in found.scores.groups:
         ctrs = [max(ctr, SCORE_EDGES[0]) for new, ctr in scores if new == group.is_new]
         assert group.counts == tuple(np.histogram(ctrs, SCORE_EDGES)[0]) and group.rows == len(ctrs)

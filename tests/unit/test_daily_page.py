@@ -21,7 +21,8 @@ BEFORE = [DAY - timedelta(days=back) for back in (2, 1)]
 HOSTILE = '</pre><script src="https://evil.example/x.js"></script>\x00\x1b[2J\u202e\n<img src=x onerror=alert(1)>'
 NOTHING = DailyFigures(
     schema_name="alimama", day=DAY, model_name="alimama-mail", raw={"raw_impressions": None, "users": None},
-    quarantined=None, features=None, checks=None, evaluations=None, promotions=None, scores=None, has_scores=False)
+    quarantined=None, features=None, checks=None, evaluations=None, promotions=None, scores=None, has_scores=False,
+    seconds={})
 
 
 def evaluated(version: str, auc: float, ece: float) -> Evaluated:
@@ -63,7 +64,7 @@ def full(**changes) -> DailyFigures:
         features={d: FeatureDay(rows=rows, ctr=0.05, new_users=0.3) for d, rows in zip(days, (900, 1100, 1000))},
         checks=[check("rows", 1000, 500, 2000), check("null.brand", 0.1, None, 0.4)],
         evaluations={d: evaluated(str(6 + n), 0.6 + n / 100, 0.004) for n, d in enumerate(days)},
-        promotions={DAY: promotion()}, has_scores=True,
+        promotions={DAY: promotion()}, has_scores=True, seconds={"score": 7.25, "train": 1234.5},
         scores=Scored(day=DAY + timedelta(days=1), versions=("7",), groups=(group(False), group(True))))
     return replace(figures, **changes)
 
@@ -95,6 +96,7 @@ def test_every_section_shows_its_figures_beside_the_days_before():
     assert "Version 8: kept. old may lose more than the margin" in found["Promotion"]
     assert "+0.0031 [-0.0010, +0.0060]" in found["Promotion"]
     assert ["new", "40", "50.0%", "0.0517", "0.0100", "0.0400", "0.0900"] in cells(found["Scores"])
+    assert cells(found["Slowest steps"])[1:] == [["train", "1,234.5"], ["score", "7.2"]]
     assert "2017-05-14, version 7" in found["Scores"] and "No alarm in what" in found["In short"]
     pictures = [attributes for tag, attributes in read(text).tags if tag == "img"]
     assert len(pictures) == 6 and all(picture["alt"] for picture in pictures)
