@@ -15,6 +15,9 @@ from mail_core.schema.reader import load_schema
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 
+# Before torch is loaded: two threads wait for each other longer than such small tensors take.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Seen by the session of these tests and by every job that they start in a process of its own.
 os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.sql.shuffle.partitions=4 "
                                              "--conf spark.default.parallelism=2 pyspark-shell")
