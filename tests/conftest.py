@@ -21,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Seen by the session of these tests and by every job that they start in a process of its own.
 os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.sql.shuffle.partitions=4 "
                                              "--conf spark.default.parallelism=2 pyspark-shell")
+# On tables of some hundred rows nothing is run often enough to be worth the second compiler, a third of a JVM's time.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ.setdefault("SPARK_DRIVER_MEMORY", "1g")
 
