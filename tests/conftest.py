@@ -15,9 +15,14 @@ from mail_core.schema.reader import load_schema
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 
+# Before torch is loaded: two threads wait for each other longer than such small tensors take.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Seen by the session of these tests and by every job that they start in a process of its own.
 os.environ.setdefault("PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.sql.shuffle.partitions=4 "
                                              "--conf spark.default.parallelism=2 pyspark-shell")
+# On tables of some hundred rows nothing is run often enough to be worth the second compiler, a third of a JVM's time.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ.setdefault("SPARK_DRIVER_MEMORY", "1g")
 

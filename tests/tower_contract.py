@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import numpy as np
 import pyarrow as pa
@@ -90,17 +89,6 @@ class Case:
 
 
 _schema = lru_cache(load_schema)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Two threads that share a busy machine's cores wait for each other longer than such small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @lru_cache

@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 
 from mail_core.evaluation.breakdowns import CalibrationBin
 
@@ -70,6 +69,8 @@ def in_the_plane(vectors_ND: np.ndarray, seed: int) -> np.ndarray:
     vectors_ND = np.asarray(vectors_ND, dtype=np.float64)
     if len(vectors_ND) < 5:
         return np.pad(vectors_ND[:, :2], ((0, 0), (0, max(0, 2 - vectors_ND.shape[1]))))
+    from sklearn.manifold import TSNE  # seconds of imports, and the daily page has no such figure
+
     return TSNE(n_components=2, init="pca" if vectors_ND.shape[1] > 1 else "random", random_state=seed,
                 perplexity=min(_PERPLEXITY, (len(vectors_ND) - 1) / 3)).fit_transform(vectors_ND)
 

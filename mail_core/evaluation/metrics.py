@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from typing import Mapping
 
 import numpy as np
-import torch
-from sklearn.metrics import log_loss, roc_auc_score
-from torchmetrics.functional.classification import binary_calibration_error
 
 CALIBRATION_BINS = 15
 METRICS = ("rows", "users", "ctr", "auc", "gauc", "logloss", "ece")
@@ -56,6 +53,11 @@ def cohort_metrics(labels: np.ndarray, probabilities: np.ndarray, user_keys: np.
 
 def metrics_of(cohort: str, labels: np.ndarray, probabilities: np.ndarray, user_keys: np.ndarray) -> CohortMetrics:
     """Metrics of the rows of one cohort; the arguments are those of `cohort_metrics`."""
+    # Half of the imports' time of every job, rank and worker, most of which measure nothing.
+    import torch
+    from sklearn.metrics import log_loss
+    from torchmetrics.functional.classification import binary_calibration_error
+
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     if not len(labels):
         return CohortMetrics(cohort=cohort, rows=0, users=0, ctr=None, auc=None, gauc=None, logloss=None, ece=None)
@@ -69,6 +71,8 @@ def metrics_of(cohort: str, labels: np.ndarray, probabilities: np.ndarray, user_
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Area under the ROC curve, ties counting half; None where a class is absent."""
+    from sklearn.metrics import roc_auc_score  # as in metrics_of
+
     clicks = int(np.sum(labels))
     return float(roc_auc_score(labels, probabilities)) if 0 < clicks < len(labels) else None
 

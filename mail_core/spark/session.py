@@ -61,6 +61,9 @@ def spark_session(app: str) -> SparkSession:
 
 def _defaults(conf: SparkConf) -> dict[str, str]:
     settings = {"spark.sql.catalog.spark_catalog": _CATALOG,
+                # Tasks in which VACUUM lists a table, whose folders are its days; Spark's own 10,000 are minutes of
+                # tasks with nothing to do.
+                "spark.sql.sources.parallelPartitionDiscovery.parallelism": "32",
                 "spark.sql.execution.arrow.pyspark.enabled": "true",
                 # No limit: under any other value Spark adds up the batch's size after every row, half of the time of
                 # a wide timeline. The number of records (maxRecordsPerBatch) limits batches.

@@ -11,7 +11,6 @@ from functools import reduce
 from operator import add
 
 import numpy as np
-from scipy.linalg import solve_sylvester
 
 from mail_core.models.llae import LlaeConfig
 
@@ -50,6 +49,8 @@ def closed_form(moments: Moments, low_rank: float, encoding: float, rank: int) -
 
     V, the left singular vectors of W after its first `rank`, and W are found in turn, from V = 0 on.
     """
+    from scipy.linalg import solve_sylvester  # a training without this peer does without
+
     w_KD = np.zeros_like(moments.sx_KD)
     projector_KK = np.zeros_like(moments.ss_KK)
     for _ in range(_ITERATIONS):

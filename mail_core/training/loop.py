@@ -9,7 +9,6 @@ from typing import Iterator, Mapping, Protocol
 
 import numpy as np
 import torch
-from sklearn.metrics import log_loss
 from torch import Tensor
 
 from mail_core.evaluation.metrics import auc
@@ -186,6 +185,8 @@ def build_model(export: Export, config: TrainingConfig, ranks: Ranks) -> MailMod
 
 def _validation_score(predictions: Predictions) -> tuple[str, float]:
     """AUC over all rows, or, where the day has one class only, the negative log loss."""
+    from sklearn.metrics import log_loss  # as in mail_core.evaluation.metrics
+
     labels = predictions.labels.astype(np.int64)
     value = auc(labels, predictions.probabilities)
     if value is not None:

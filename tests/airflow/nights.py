@@ -40,9 +40,8 @@ SPARK = """
 spark.driver.memory 1g
 spark.sql.shuffle.partitions 2
 spark.default.parallelism 1
-spark.driver.extraJavaOptions -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 """
-"""A night is a dozen JVMs that live for seconds: nothing in them is worth a second compiler or Python worker."""
+"""A night is a dozen JVMs that live for seconds: nothing in them is worth a second Python worker."""
 
 
 @dataclass(frozen=True, kw_only=True)

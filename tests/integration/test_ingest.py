@@ -18,14 +18,14 @@ from bad_rows import bad_rows, good_cells
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
+from raw_tables import JOBS, call_job
 
 from mail_core.errors import InputError
-from mail_core.job import DONE, run_job
+from mail_core.job import BAD_INPUT, DONE, run_job
 from mail_core.lake.tables import RAW_TABLES, ROLES, Lake
 from mail_core.schema.definition import Schema
 from mail_core.spark.ingest import IngestReport, ingest_logs
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "ingest_logs.py"
 PIDS = ("430548_1007", "430539_1007")
 BOM = b"\xef\xbb\xbf"
 
@@ -253,28 +253,24 @@ def test_no_line_is_lost_whatever_the_lines(spark, alimama: Schema, tmp_path_fac
     assert all(row[5] + row[6] == 1 and row[0] == row[2].astimezone(zone).date() for row in kept)
 
 
-def job(*arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYSPARK_PYTHON": sys.executable}
-    return subprocess.run([*launcher, str(JOB), *arguments], capture_output=True, text=True, timeout=300,
-                          env=environment)
-
-
-def test_the_job_refuses_a_wrong_header_and_a_missing_file(alimama: Schema, tmp_path: Path) -> None:
-    source = write(tmp_path / "raw", alimama)
+def test_the_job_refuses_a_wrong_header_and_a_missing_file(spark, alimama: Schema, tmp_path: Path, caplog) -> None:
+    source, lake = write(tmp_path / "raw", alimama), tmp_path / "lake"
+    given = ("--schema", "alimama", "--source", str(source), "--lake", str(lake))
     (source / "user_profile.csv").write_text(header(alimama, "users").strip() + "\n" + GOOD["users"][0] + "\n")
-    lake = str(tmp_path / "lake")
-    done = job("--schema", "alimama", "--source", str(source), "--lake", lake)
-    assert done.returncode == 2 and "user_profile.csv" in done.stderr and "new_user_class_level '" in done.stderr
+    assert call_job("ingest_logs", *given) == BAD_INPUT
+    assert "user_profile.csv" in caplog.text and "new_user_class_level '" in caplog.text
     (source / "user_profile.csv").unlink()
-    done = job("--schema", "alimama", "--source", str(source), "--lake", lake)
-    assert done.returncode == 2 and "found none of them" in done.stderr and not Path(lake).exists()
+    assert call_job("ingest_logs", *given) == BAD_INPUT
+    assert "found none of them" in caplog.text and not lake.exists()
 
 
 def test_the_job_runs_under_plain_spark_submit(spark, alimama: Schema, tmp_path: Path) -> None:
     source, lake = write(tmp_path / "raw", alimama), str(tmp_path / "lake")
-    submit = str(Path(sys.executable).parent / "spark-submit")
-    done = job("--schema", "alimama", "--source", str(source), "--lake", lake,
-               launcher=(submit, "--master", "local[2]", "--conf", "spark.sql.shuffle.partitions=3"))
+    submit = [str(Path(sys.executable).parent / "spark-submit"), "--master", "local[2]",
+              "--conf", "spark.sql.shuffle.partitions=3"]
+    done = subprocess.run([*submit, str(JOBS / "ingest_logs.py"), "--schema", "alimama", "--source", str(source),
+                           "--lake", lake], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"PYSPARK_PYTHON": sys.executable})
     assert done.returncode == 0, done.stderr
     assert "raw_sample.csv" in done.stdout and "ingest_logs done in" in done.stdout  # spark-submit joins both streams
     assert len(content(Lake(spark, lake, alimama), "raw_impressions")) == 3

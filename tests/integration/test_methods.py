@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from small_export import SPLIT_FILES, small_schema, write_export
 
 from mail_core.loading.manifest import TEST
@@ -13,14 +12,6 @@ from mail_core.training.loop import fit
 from mail_core.training.predict import Predictions, predict
 from mail_core.training.presets import METHODS, TrainingConfig, model_config
 from mail_core.training.ranks import Ranks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

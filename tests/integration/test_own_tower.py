@@ -10,7 +10,7 @@ from typing import Iterator
 
 import pytest
 import torch
-from tower_contract import CHECKS, Case, one_thread
+from tower_contract import CHECKS, Case
 
 from mail_core.models.ranking import TOWERS
 from mail_core.training.presets import TrainingConfig
@@ -38,8 +38,7 @@ def case(tmp_path_factory) -> Iterator[Case]:
                                             ("movielens", "base")])
 @pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
 def test_the_librarys_model_keeps_the_contract(case, check, schema, method):
-    with one_thread():
-        check(replace(case, schema=schema, method=method))
+    check(replace(case, schema=schema, method=method))
 
 
 def test_mail_trains_the_librarys_model_on_old_and_new_users(case):
@@ -50,9 +49,8 @@ def test_mail_trains_the_librarys_model_on_old_and_new_users(case):
     new_B = case.is_new(encoded)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     step = TrainStep(model, TrainingConfig(model=model.config, learning_rate=0.03), Ranks.alone())
-    with one_thread():
-        for _ in range(30):
-            step(encoded, labels_B, torch.ones_like(labels_B))
+    for _ in range(30):
+        step(encoded, labels_B, torch.ones_like(labels_B))
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
     assert moved == {"tables", "zero_shot", "ranking"}
     right_B = (model.eval()(encoded) > 0) == (labels_B > 0)

@@ -46,15 +46,6 @@ AWKWARD = {
 """Rows of each file; the batch of a rank is 16."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So that these small tensors wait for no other thread, however busy the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     uri = write_export(tmp_path_factory.mktemp("lake"), {**SPLIT_FILES, "train": (600, 500, 400), "test": (600, 500)})

@@ -16,7 +16,9 @@ ENGINES = {"pyspark", "delta", "mlflow", "petastorm"}
     ("mail_core.package.store", ENGINES | {"sklearn"}),
     ("mail_core.loading.plan", ENGINES | {"torch"}),
     ("mail_core.evaluation.page", ENGINES | {"torch", "sklearn", "matplotlib"}),
+    ("mail_core.evaluation.checks", ENGINES | {"torch", "sklearn", "matplotlib"}),
     ("mail_core.training.like", ENGINES | {"sklearn"}),
+    ("mail_core.training.run", {"mlflow", "sklearn", "torchmetrics", "matplotlib"}),
     ("mail_core.schema.reader", ENGINES | {"torch"}),
 ])
 def test_a_room_imports_no_more_than_it_may(module, absent):

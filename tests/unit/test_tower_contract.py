@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tower_contract import CHECKS, Case, one_thread
+from tower_contract import CHECKS, Case
 
 from mail_core.models.mail import MailModel
 from mail_core.models.ranking import TOWERS
@@ -40,15 +40,13 @@ TWO_TOWERS = {name: replace(case, head="esmm") for name, case in {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
 def test_tower(check, case, schema, method):
-    with one_thread():
-        check(replace(case, schema=schema, method=method))
+    check(replace(case, schema=schema, method=method))
 
 
 @pytest.mark.parametrize("case", TWO_TOWERS.values(), ids=TWO_TOWERS)
 @pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
 def test_two_towers_as_one(check, case):
-    with one_thread():
-        check(case)
+    check(case)
 
 
 def test_every_tower_is_under_the_contract():
