@@ -126,8 +126,8 @@ class Serving:
 
     time: datetime.time
     """Local time on the scored day; derived context follows from it."""
-    context: Mapping[str, str | int | float]
-    """Context feature (not derived) -> value."""
+    context: Mapping[str, str | int | float | tuple[str | int | float, ...] | None]
+    """Context feature (not derived) -> value, a tuple for a multi-valued one; None (NULL) where the YAML has none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def parse_schema(text: str, source: str) -> Schema:
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {error}") from error
 
@@ -68,6 +68,20 @@ def _joined(base: Any, changes: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in changes.items()}}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader keeps the last of two equal keys, so that one of two hundred columns could be lost unseen."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} stands there twice",
+                                                  key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 class _SchemaReader:
@@ -268,16 +282,26 @@ class _SchemaReader:
             clock = time.fromisoformat(self.typed({"time": "", **node}, "time", "serving", str))
         except ValueError as error:
             raise self.fail("serving.time", "expected a quoted local time such as \"20:00\"") from error
-        context = {k: v for k, v in node.items() if k != "time"}
-        wanted = {f.name: f for f in features if f.group == "context" and f.derive is None}
-        if set(context) != set(wanted):
-            raise self.fail("serving", "expected time and each context feature that is not derived "
-                                       f"({', '.join(wanted)}), found {', '.join(node)}")
-        for name, entry in context.items():
-            kind = impressions.column(wanted[name].column).type
-            if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):
-                raise self.fail(f"serving.{name}", f"{entry!r} is not a {kind}")
+        wanted = {f.name: impressions.column(f.column) for f in features if f.group == "context" and f.derive is None}
+        given = {name: value for name, value in node.items() if name != "time"}
+        missing = [name for name, column in wanted.items() if not column.nulls and name not in given]
+        unknown = [name for name in given if name not in wanted]
+        if missing or unknown or "time" not in node:
+            raise self.fail("serving", "expected time and each context feature that is not derived, those that may be "
+                                       f"NULL excepted; missing: {', '.join(missing) or 'none'}; no such feature: "
+                                       f"{', '.join(unknown) or 'none'}")
+        context = {name: self.serving_value(value, f"serving.{name}", wanted[name]) for name, value in given.items()}
+        context |= {name: None for name in wanted if name not in given}
         return Serving(time=clock, context=context)
+
+    def serving_value(self, value: Any, key: str, column: Column) -> Any:
+        """`value` as it will stand in the column: of its type, a tuple of such where it is multi-valued."""
+        if column.separator and not isinstance(value, list):
+            raise self.fail(key, f"{value!r} is not a list")
+        for entry in value if column.separator else [value]:
+            if not isinstance(entry, _PYTHON_TYPES[column.type]) or isinstance(entry, bool):
+                raise self.fail(key, f"{entry!r} is not a {column.type}")
+        return tuple(value) if column.separator else value
 
     def checks(self, value: Any, figures: tuple[str, ...]) -> Checks:
         node, usual = self.keys(value, "checks", Checks), Checks()
