@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields, replace
 from datetime import date, time
+from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -20,6 +21,8 @@ from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DER
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _EXTENDS = "extends"
+_LISTED = 20
+"""Names that an error lists, at most."""
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
 _SOURCES = {"user": "users", "item": "items", "context": "impressions"}
 """Feature group -> the raw file that its columns come from."""
@@ -68,6 +71,15 @@ def _joined(base: Any, changes: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in changes.items()}}
+
+
+def _those(what: str, names: Iterable[str], wanted: str) -> str:
+    """The names that there are, for an error; of many the nearest to the wanted one."""
+    found = list(names)
+    if len(found) <= _LISTED:
+        return f"{what}: {', '.join(found)}"
+    near = get_close_matches(wanted, found, n=3, cutoff=0)
+    return f"nearest of {len(found)} {what}: {', '.join(near)}"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -201,7 +213,7 @@ class _SchemaReader:
                 if column is None:
                     continue
                 if column not in types:
-                    raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
+                    raise self.fail(f"{role}.{name}", f"no column {column!r}; {_those('columns', types, column)}")
                 fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",),
                        "conversion": ("int",)}.get(name, ("string", "int", "long"))
                 if types[column] not in fit:
@@ -253,7 +265,8 @@ class _SchemaReader:
     def source_column(self, column: str, key: str, kind: str, raw: RawFile) -> None:
         columns = {c.name: c for c in raw.columns}
         if column not in columns:
-            raise self.fail(f"{key}.column", f"{raw.file} has no column {column!r}; columns: {', '.join(columns)}")
+            raise self.fail(f"{key}.column",
+                            f"{raw.file} has no column {column!r}; {_those('columns', columns, column)}")
         source = columns[column]
         if (kind == "multi") != (source.separator is not None):
             raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r}: "
@@ -270,9 +283,10 @@ class _SchemaReader:
         for column, feature in behaviors.item_fields.items():
             key = f"behaviors.item_fields.{column}"
             if column not in types:
-                raise self.fail(key, f"no such column; columns: {', '.join(types)}")
+                raise self.fail(key, f"no such column; {_those('columns', types, column)}")
             if feature not in names:
-                raise self.fail(key, f"{feature!r} is not a categorical item feature; those are: {', '.join(names)}")
+                raise self.fail(key, f"{feature!r} is not a categorical item feature; "
+                                     f"{_those('categorical ones', names, feature)}")
             if types[column] != items.column(names[feature].column).type:
                 raise self.fail(key, f"type {types[column]} differs from that of item feature {feature!r}")
 

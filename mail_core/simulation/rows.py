@@ -91,7 +91,8 @@ class SchemaRows:
     A profile's columns show the world's attributes in turn, so that together they tell at most what the attributes
     tell. An item's columns show its category, brand, customer and campaign (whole numbers without bounds, and what a
     behaviour names of an item) or its latent directions, quality, popularity and price in turn, with noise. Context
-    tells nothing, as in Alimama's world. A column that may be NULL is so in a tenth of the rows.
+    tells nothing, as in Alimama's world. A column that may be NULL is so in a tenth of the rows, one that shows brands
+    also where there is none.
     """
 
     def __init__(self, schema: Schema, config: WorldConfig, items: Items):
@@ -146,14 +147,13 @@ class SchemaRows:
         for i, column in enumerate(_others(raw, cells)):
             nullable = bool(column.nulls) and (column.name not in shared or bool(shared[column.name].nulls))
             if self._is_id(column, column.name in shared):
-                code_I = known[ids % len(known)]
-                cells[column.name] = pa.array(code_I, mask=(code_I == NO_BRAND) & nullable)
-                ids += 1
+                code_I, ids = known[ids % len(known)], ids + 1
+                cells[column.name] = _emptied(rng, pa.array(code_I, mask=(code_I == NO_BRAND) & nullable), nullable)
                 continue
             signal_I = signals[i % len(signals)]
             noisy_I = signal_I + _NOISE * signal_I.std() * rng.standard_normal(len(signal_I))
             quantile_I = (noisy_I.argsort(kind="stable").argsort() + 0.5) / len(noisy_I)
-            cells[column.name] = self._cells(rng, "item", column, quantile_I, nullable)
+            cells[column.name] = _emptied(rng, self._values(rng, "item", column, quantile_I), nullable)
         return cells
 
     def _is_id(self, column: Column, of_behavior: bool) -> bool:
@@ -162,17 +162,22 @@ class SchemaRows:
         fits = of_behavior or column.type in ("int", "long")
         return fits and not bounded and ("item", column.name) not in self._dense
 
-    def _cells(self, rng: np.random.Generator, group: str, column: Column, quantile_N: np.ndarray,
-               nullable: bool = True) -> pa.Array:
+    def _cells(self, rng: np.random.Generator, group: str, column: Column, quantile_N: np.ndarray) -> pa.Array:
+        return _emptied(rng, self._values(rng, group, column, quantile_N), bool(column.nulls))
+
+    def _values(self, rng: np.random.Generator, group: str, column: Column, quantile_N: np.ndarray) -> pa.Array:
         """A column whose values rise with the quantiles (N,) in [0, 1)."""
         if column.separator:
-            values = _several(rng, column, quantile_N)
-        elif (group, column.name) in self._dense or column.type in ("double", "epoch_seconds"):
-            values = pa.array(_numbers(column, np.clip(quantile_N, 1e-6, 1 - 1e-6)))
-        else:
-            values = _levels(column, quantile_N)
-        empty_N = (rng.random(len(quantile_N)) < _EMPTY_SHARE) & (nullable and bool(column.nulls))
-        return pc.if_else(pa.array(empty_N), pa.scalar(None, values.type), values)
+            return _several(rng, column, quantile_N)
+        if (group, column.name) in self._dense or column.type in ("double", "epoch_seconds"):
+            return pa.array(_numbers(column, np.clip(quantile_N, 1e-6, 1 - 1e-6)))
+        return _levels(column, quantile_N)
+
+
+def _emptied(rng: np.random.Generator, cells: pa.Array, nullable: bool) -> pa.Array:
+    """`cells` with an empty share where they may be NULL."""
+    empty_N = (rng.random(len(cells)) < _EMPTY_SHARE) & nullable
+    return pc.if_else(pa.array(empty_N), pa.scalar(None, cells.type), cells)
 
 
 def _others(raw: RawFile, cells: Mapping[str, pa.Array]) -> list[Column]:
