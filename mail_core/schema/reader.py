@@ -85,7 +85,7 @@ def _those(what: str, names: Iterable[str], wanted: str) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML's own loader keeps the last of two equal keys, so that one of two hundred columns could be lost unseen."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[Any] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
