@@ -166,7 +166,7 @@ class Schema:
     behavior_days: int
     """Look-back: behaviours count from this many local days before the impression's day."""
     first_day: datetime.date
-    last_day: datetime.date | None
+    last_day: datetime.date | None = None
     """Times outside [first_day, last_day] are impossible (no last day: the delivery's own day, or today)."""
     impressions: ImpressionLog
     behaviors: BehaviorLog

@@ -300,7 +300,7 @@ class _SchemaReader:
         given = {name: value for name, value in node.items() if name != "time"}
         missing = [name for name, column in wanted.items() if not column.nulls and name not in given]
         unknown = [name for name in given if name not in wanted]
-        if missing or unknown or "time" not in node:
+        if missing or unknown:
             raise self.fail("serving", "expected time and each context feature that is not derived, those that may be "
                                        f"NULL excepted; missing: {', '.join(missing) or 'none'}; no such feature: "
                                        f"{', '.join(unknown) or 'none'}")

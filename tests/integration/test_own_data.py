@@ -55,13 +55,11 @@ def root(spark, schema, tmp_path_factory) -> Path:
     for name, *arguments in (
             ("ingest_logs", "--source", str(root / "logs")),
             ("build_features", "--date", str(end), "--days", str(DAYS)),
-            ("check_features", "--date", str(end)),
             ("export_training", "--end-date", str(end), "--days", str(DAYS), "--new-users", "masked:0.4:1")):
         assert call_job(name, *jobs, *arguments) == DONE
     asked = options.parser(None).parse_args([*jobs, "--end-date", str(end), "--preset", "tiny", "--epochs", "1",
                                              "--batch-size", "256"])
     train_and_register(options.request_of(asked), Ranks.alone())
-    assert call_job("evaluate", *jobs, "--date", str(end), "--model", MODEL, "--resamples", "10") == DONE
     assert call_job("score", *jobs, "--date", str(end + timedelta(days=1)), "--model", MODEL) == DONE
     return root
 
@@ -134,13 +132,6 @@ def test_features_have_a_row_an_impression_with_the_values_of_its_files(root, la
         assert room["tags"] == ("" if row.tags is None else "|".join(row.tags))
 
 
-def test_each_of_the_features_is_checked(lake, schema):
-    figures = {row["figure"] for row in lake.read("checks").select("figure").collect()}
-    own = [f for f in schema.features if not f.derive]
-    assert {f"null.{f.name}" for f in own} <= figures
-    assert {f"unknown.{f.name}" for f in own if f.kind != "dense"} <= figures
-
-
 def test_dense_features_arrive_standardised(schema, trained):
     dense = [f.name for f in schema.features if f.kind == "dense"]
     assert len(dense) == 141
@@ -184,11 +175,6 @@ def test_the_model_takes_each_feature(package, lake, schema):
 
     for feature in (f for f in schema.features if f.kind == "dense"):
         assert (ctr(feature.name, 0) != ctr(feature.name, 1)).any(), feature.name
-
-
-def test_the_version_is_evaluated_by_cohort(lake):
-    rows = {row["cohort"]: row["value"] for row in lake.read("evaluations").where("metric = 'rows'").collect()}
-    assert rows["all"] == rows["old"] + rows["new"] and rows["old"] > 0 and rows["new_masked"] > 0
 
 
 def test_each_pair_of_the_last_day_is_scored_once_in_a_context_that_is_null_where_the_yaml_gives_none(lake, schema):

@@ -68,6 +68,10 @@ def test_fingerprint_ignores_comments_and_sees_content():
     assert parse_schema(changed("sequence_length", 50), "x").fingerprint != schema.fingerprint
 
 
+def test_logs_that_go_on_have_no_last_day():
+    assert parse_schema(changed("last_day", None), "x").last_day is None
+
+
 def test_checks_have_defaults_and_can_be_given_one_by_one():
     assert load_schema("alimama").checks == Checks()
     found = parse_schema(changed("checks", {"rows": [0, 3], "ignored": ["unknown.campaign_id"]}), "x").checks
