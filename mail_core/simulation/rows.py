@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Protocol
+from typing import Mapping, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,28 +24,12 @@ _SEVERAL = 3
 """Values of a multi-valued cell, at most."""
 
 
-class Rows(Protocol):
-    """The four raw files' rows with the schema's columns in order; `start` is the window's first second."""
-
-    def items(self) -> pa.Table: ...
-
-    def impressions(self, users: Users, logs: Logs, converted_N: np.ndarray | None, start: int) -> pa.Table: ...
-
-    def behaviors(self, users: Users, logs: Logs, start: int) -> pa.Table: ...
-
-    def profiles(self, users: Users) -> pa.Table: ...
-
-
-def raw_rows(schema: Schema, config: WorldConfig, items: Items) -> Rows:
-    """Alimama's rows for a schema with Alimama's profile columns, else rows made by the schema alone."""
-    published = {"userid", *(attribute.name for attribute in ATTRIBUTES)}
-    if {column.name for column in schema.users.columns} == published:
-        return AlimamaRows(schema, items)
-    return SchemaRows(schema, config, items)
-
-
 class AlimamaRows:
-    """As published, with the world's attributes, categories, brands and prices as they are."""
+    """The four files' rows as published, with the world's attributes, categories, brands and prices as they are.
+
+    Times are drawn from the window's first second on; `start` is that second. `converted_N` is None where the schema
+    names no conversion.
+    """
 
     def __init__(self, schema: Schema, items: Items):
         self._schema, self._items = schema, items
@@ -86,7 +70,7 @@ def _brand_cells(brand_N: np.ndarray) -> pa.Array:
 
 
 class SchemaRows:
-    """Every column of a schema filled by its role, type, values and bounds, from what the world knows.
+    """The same for any schema: every column filled by its role, type, values and bounds, from what the world knows.
 
     A profile's columns show the world's attributes in turn, so that together they tell at most what the attributes
     tell. An item's columns show its category, brand, customer and campaign (whole numbers without bounds, and what a
@@ -172,6 +156,17 @@ class SchemaRows:
         if (group, column.name) in self._dense or column.type in ("double", "epoch_seconds"):
             return pa.array(_numbers(column, np.clip(quantile_N, 1e-6, 1 - 1e-6)))
         return _levels(column, quantile_N)
+
+
+Rows: TypeAlias = AlimamaRows | SchemaRows
+
+
+def raw_rows(schema: Schema, config: WorldConfig, items: Items) -> Rows:
+    """Alimama's rows for a schema with Alimama's profile columns, else rows made by the schema alone."""
+    published = {"userid", *(attribute.name for attribute in ATTRIBUTES)}
+    if {column.name for column in schema.users.columns} == published:
+        return AlimamaRows(schema, items)
+    return SchemaRows(schema, config, items)
 
 
 def _emptied(rng: np.random.Generator, cells: pa.Array, nullable: bool) -> pa.Array:
