@@ -1,4 +1,4 @@
-"""Simulated raw logs in Alimama's shape, from a planted world whose truth is saved beside them."""
+"""Simulated raw logs in the shape of a schema, from a planted world whose truth is saved beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mail_core.simulation.logs import simulate_logs
 from mail_core.simulation.planted import WorldConfig
 from mail_core.spark.session import spark_session
 
-SCHEMAS = ("alimama", "alimama_conversions")
 DEFAULTS = {f.name: f.default for f in fields(WorldConfig)}
 SETTINGS = {"users": "number of users", "items": "number of items", "days": "days with impressions",
             "behavior_days": "days with behaviours, ending with the last day of impressions",
@@ -27,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
     for name, text in SETTINGS.items():
         result.add_argument("--" + name.replace("_", "-"), type=type(DEFAULTS[name]), default=DEFAULTS[name],
                             help=f"{text} (default %(default)s)")
-    result.add_argument("--schema", choices=SCHEMAS, default=SCHEMAS[0],
-                        help="which files: as published, or with conversions (default %(default)s)")
+    result.add_argument("--schema", default="alimama",
+                        help="name of a schema of schemas/, or path of a YAML file: which files (default %(default)s)")
     result.add_argument("--gzip", action="store_true", help="compress the raw files")
     return result
 

@@ -325,8 +325,15 @@ def _literals(values: Sequence[str | int]) -> str:
 
 
 def _value_constraints(raw: RawFile) -> dict[str, str]:
-    """The schema's allowed values and bounds; NULL passes a CHECK, NOT NULL stands with the columns."""
-    return {f"{c.name}_allowed": " AND ".join(conditions) for c in raw.columns if (conditions := _conditions(c))}
+    """The schema's allowed values and bounds; NOT NULL stands with the columns."""
+    return {f"{c.name}_allowed": condition for c in raw.columns if (condition := _condition(c))}
+
+
+def _condition(column: Column) -> str:
+    """Empty for a column that may hold anything."""
+    allowed = " AND ".join(_conditions(column))
+    # Unlike SQL's own, Delta's CHECK fails for a condition that is NULL.
+    return f"`{column.name}` IS NULL OR {allowed}" if allowed and column.nulls else allowed
 
 
 def _conditions(column: Column) -> list[str]:

@@ -126,8 +126,8 @@ class Serving:
 
     time: datetime.time
     """Local time on the scored day; derived context follows from it."""
-    context: Mapping[str, str | int | float]
-    """Context feature (not derived) -> value."""
+    context: Mapping[str, str | int | float | tuple[str | int | float, ...] | None]
+    """Context feature (not derived) -> value, a tuple for a multi-valued one; None (NULL) where the YAML has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Schema:
     behavior_days: int
     """Look-back: behaviours count from this many local days before the impression's day."""
     first_day: datetime.date
-    last_day: datetime.date | None
+    last_day: datetime.date | None = None
     """Times outside [first_day, last_day] are impossible (no last day: the delivery's own day, or today)."""
     impressions: ImpressionLog
     behaviors: BehaviorLog

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields, replace
 from datetime import date, time
+from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -20,6 +21,8 @@ from mail_core.schema.definition import (BEHAVIOR_PREFIX, COLUMN_TYPES, DAY, DER
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _EXTENDS = "extends"
+_LISTED = 20
+"""Names that an error lists, at most."""
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "int": int, "long": int, "double": (int, float)}
 _SOURCES = {"user": "users", "item": "items", "context": "impressions"}
 """Feature group -> the raw file that its columns come from."""
@@ -59,7 +62,7 @@ def parse_schema(text: str, source: str) -> Schema:
 
 def _yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {error}") from error
 
@@ -68,6 +71,29 @@ def _joined(base: Any, changes: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
     return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in changes.items()}}
+
+
+def _those(what: str, names: Iterable[str], wanted: str) -> str:
+    """The names that there are, for an error; of many the nearest to the wanted one."""
+    found = list(names)
+    if len(found) <= _LISTED:
+        return f"{what}: {', '.join(found)}"
+    near = get_close_matches(wanted, found, n=3, cutoff=0)
+    return f"nearest of {len(found)} {what}: {', '.join(near)}"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader keeps the last of two equal keys, so that one of two hundred columns could be lost unseen."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} stands there twice",
+                                                  key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 class _SchemaReader:
@@ -187,7 +213,7 @@ class _SchemaReader:
                 if column is None:
                     continue
                 if column not in types:
-                    raise self.fail(f"{role}.{name}", f"no column {column!r}; columns: {', '.join(types)}")
+                    raise self.fail(f"{role}.{name}", f"no column {column!r}; {_those('columns', types, column)}")
                 fit = {"time": ("epoch_seconds",), "label": ("int",), "negative_label": ("int",),
                        "conversion": ("int",)}.get(name, ("string", "int", "long"))
                 if types[column] not in fit:
@@ -239,7 +265,8 @@ class _SchemaReader:
     def source_column(self, column: str, key: str, kind: str, raw: RawFile) -> None:
         columns = {c.name: c for c in raw.columns}
         if column not in columns:
-            raise self.fail(f"{key}.column", f"{raw.file} has no column {column!r}; columns: {', '.join(columns)}")
+            raise self.fail(f"{key}.column",
+                            f"{raw.file} has no column {column!r}; {_those('columns', columns, column)}")
         source = columns[column]
         if (kind == "multi") != (source.separator is not None):
             raise self.fail(f"{key}.kind", f"{kind} does not fit column {column!r}: "
@@ -256,9 +283,10 @@ class _SchemaReader:
         for column, feature in behaviors.item_fields.items():
             key = f"behaviors.item_fields.{column}"
             if column not in types:
-                raise self.fail(key, f"no such column; columns: {', '.join(types)}")
+                raise self.fail(key, f"no such column; {_those('columns', types, column)}")
             if feature not in names:
-                raise self.fail(key, f"{feature!r} is not a categorical item feature; those are: {', '.join(names)}")
+                raise self.fail(key, f"{feature!r} is not a categorical item feature; "
+                                     f"{_those('categorical ones', names, feature)}")
             if types[column] != items.column(names[feature].column).type:
                 raise self.fail(key, f"type {types[column]} differs from that of item feature {feature!r}")
 
@@ -268,16 +296,26 @@ class _SchemaReader:
             clock = time.fromisoformat(self.typed({"time": "", **node}, "time", "serving", str))
         except ValueError as error:
             raise self.fail("serving.time", "expected a quoted local time such as \"20:00\"") from error
-        context = {k: v for k, v in node.items() if k != "time"}
-        wanted = {f.name: f for f in features if f.group == "context" and f.derive is None}
-        if set(context) != set(wanted):
-            raise self.fail("serving", "expected time and each context feature that is not derived "
-                                       f"({', '.join(wanted)}), found {', '.join(node)}")
-        for name, entry in context.items():
-            kind = impressions.column(wanted[name].column).type
-            if not isinstance(entry, _PYTHON_TYPES[kind]) or isinstance(entry, bool):
-                raise self.fail(f"serving.{name}", f"{entry!r} is not a {kind}")
+        wanted = {f.name: impressions.column(f.column) for f in features if f.group == "context" and f.derive is None}
+        given = {name: value for name, value in node.items() if name != "time"}
+        missing = [name for name, column in wanted.items() if not column.nulls and name not in given]
+        unknown = [name for name in given if name not in wanted]
+        if missing or unknown:
+            raise self.fail("serving", "expected time and each context feature that is not derived, those that may be "
+                                       f"NULL excepted; missing: {', '.join(missing) or 'none'}; no such feature: "
+                                       f"{', '.join(unknown) or 'none'}")
+        context = {name: self.serving_value(value, f"serving.{name}", wanted[name]) for name, value in given.items()}
+        context |= {name: None for name in wanted if name not in given}
         return Serving(time=clock, context=context)
+
+    def serving_value(self, value: Any, key: str, column: Column) -> Any:
+        """`value` as it will stand in the column: of its type, a tuple of such where it is multi-valued."""
+        if column.separator and not isinstance(value, list):
+            raise self.fail(key, f"{value!r} is not a list")
+        for entry in value if column.separator else [value]:
+            if not isinstance(entry, _PYTHON_TYPES[column.type]) or isinstance(entry, bool):
+                raise self.fail(key, f"{entry!r} is not a {column.type}")
+        return tuple(value) if column.separator else value
 
     def checks(self, value: Any, figures: tuple[str, ...]) -> Checks:
         node, usual = self.keys(value, "checks", Checks), Checks()

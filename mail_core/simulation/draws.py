@@ -53,8 +53,8 @@ class Logs:
     behavior_user_N: np.ndarray
     behavior_time_N: np.ndarray
     btag_N: np.ndarray
-    category_N: np.ndarray
-    brand_N: np.ndarray
+    touched_N: np.ndarray
+    """Items behind the behaviours."""
 
 
 class Samplers:
@@ -111,7 +111,7 @@ def draw_logs(config: WorldConfig, items: Items, samplers: Samplers, users: User
                 pid_N=(rng.random(len(item)) < 0.4).astype(np.int64), click_N=rng.random(len(item)) < probability,
                 behavior_user_N=behavior_user[order], behavior_time_N=behavior_time[order],
                 btag_N=rng.choice(len(BEHAVIOR_TYPES), size=len(order), p=_BEHAVIOR_SHARES),
-                category_N=items.category_I[touched[order]], brand_N=items.brand_I[touched[order]])
+                touched_N=touched[order])
 
 
 def draw_conversions(items: Items, users: Users, logs: Logs, rng: np.random.Generator) -> np.ndarray:

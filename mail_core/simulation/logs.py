@@ -1,4 +1,4 @@
-"""Alimama-shaped raw files of a planted world, made by Spark: one task a part, each a function of its blocks of users.
+"""Raw files of a planted world, made by Spark: one task a part, each a function of its blocks of users.
 
 The executors write the files themselves, by Arrow: names and bytes then depend on the seed alone, and no row passes
 through the JVM. The output folder must be one that driver and executors share.
@@ -13,11 +13,10 @@ import io
 import logging
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Iterable, Iterator, Mapping
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv, fs
@@ -28,10 +27,9 @@ from sklearn.metrics import roc_auc_score
 from mail_core.errors import InputError
 from mail_core.lake.files import filesystem, join, spark_uri, validated_lake_uri
 from mail_core.schema.definition import RawFile, Schema
-from mail_core.simulation.attributes import ATTRIBUTES, MISSING_LEVEL
-from mail_core.simulation.draws import (BEHAVIOR_TYPES, BLOCK, DAY_SECONDS, PIDS, Logs, Samplers, Users, calibrated,
-                                        draw_conversions, draw_logs, draw_users)
-from mail_core.simulation.planted import NO_BRAND, Items, Stream, WorldConfig, draw_items
+from mail_core.simulation.draws import BLOCK, DAY_SECONDS, Samplers, calibrated, draw_conversions, draw_logs, draw_users
+from mail_core.simulation.planted import Items, Stream, WorldConfig, draw_items
+from mail_core.simulation.rows import Rows, raw_rows
 from mail_core.simulation.world import World, items_table, users_table, world_document
 
 BLOCKS_PER_FILE = 4
@@ -100,7 +98,7 @@ def simulate_logs(spark: SparkSession, schema: Schema, config: WorldConfig, out:
     _claim(out, schema)
     items = calibrated(config, draw_items(config))
     target = _Target(uri=out, schema=schema, compress=compress, start=start)
-    target.write(schema.items, 0, [_items_rows(items)])
+    target.write(schema.items, 0, [raw_rows(schema, config, items).items()])
     _put(join(out, WORLD, "items.parquet"), _parquet(items_table(items)))
     parts = -(-config.users // (BLOCK * BLOCKS_PER_FILE))
     counts = _write_parts(spark.range(0, parts, 1, files or parts), config, items, target).agg(
@@ -119,7 +117,12 @@ def _window_start(schema: Schema, config: WorldConfig) -> int:
     if first < schema.first_day:
         raise InputError(f"days {config.days}, behavior_days {config.behavior_days}: the logs would begin on {first}, "
                          f"before the schema's first_day {schema.first_day}")
-    return int(datetime(first.year, first.month, first.day, tzinfo=ZoneInfo(schema.timezone)).timestamp())
+    start, end = (datetime.combine(day, time(), ZoneInfo(schema.timezone))
+                  for day in (first, schema.last_day + timedelta(days=1)))
+    if start.utcoffset() != end.utcoffset():
+        raise InputError(f"schema {schema.name}: between {first} and {schema.last_day} the clocks of {schema.timezone} "
+                         "change; simulated days have 24 hours: name another last_day")
+    return int(start.timestamp())
 
 
 def _claim(out: str, schema: Schema) -> None:
@@ -147,17 +150,17 @@ def _write_parts(parts: DataFrame, config: WorldConfig, items: Items, target: _T
     shared = parts.sparkSession.sparkContext.broadcast(items)
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        samplers = Samplers(shared.value)
+        samplers, rows = Samplers(shared.value), raw_rows(target.schema, config, shared.value)
         for batch in batches:
             for part in batch.column(0).to_pylist():
-                counts = _write_part(part, config, shared.value, samplers, target)
+                counts = _write_part(part, config, shared.value, samplers, rows, target)
                 yield pa.RecordBatch.from_pylist([{"part": part, **counts}], schema=result)
 
     result = pa.schema([("part", pa.int32()), *((name, pa.int64()) for name in _COUNTS)])
     return parts.mapInArrow(write, _RESULT)
 
 
-def _write_part(part: int, config: WorldConfig, items: Items, samplers: Samplers,
+def _write_part(part: int, config: WorldConfig, items: Items, samplers: Samplers, rows: Rows,
                 target: _Target) -> Mapping[str, int]:
     """Draw the blocks of one part, write its files and count their rows."""
     schema, impressions, behaviors, profiles, world = target.schema, [], [], [], []
@@ -168,14 +171,13 @@ def _write_part(part: int, config: WorldConfig, items: Items, samplers: Samplers
             break
         users = draw_users(config, items, block, size)
         logs = draw_logs(config, items, samplers, users, config.stream(Stream.LOGS, block))
-        shown = _impression_rows(users, logs, target.start)
+        converted_N = None
         if schema.impressions.conversion is not None:
             converted_N = draw_conversions(items, users, logs, config.stream(Stream.CONVERSIONS, block))
-            shown = shown.append_column(schema.impressions.conversion, pa.array(converted_N.astype(np.int32)))
             conversions += int(converted_N.sum())
-        impressions.append(shown)
-        behaviors.append(_behavior_rows(users, logs, target.start))
-        profiles.append(_profile_rows(users))
+        impressions.append(rows.impressions(users, logs, converted_N, target.start))
+        behaviors.append(rows.behaviors(users, logs, target.start))
+        profiles.append(rows.profiles(users))
         world.append(users_table(users))
         clicks += int(logs.click_N.sum())
     for raw, tables in ((schema.impressions, impressions), (schema.behaviors, behaviors), (schema.users, profiles)):
@@ -183,38 +185,6 @@ def _write_part(part: int, config: WorldConfig, items: Items, samplers: Samplers
     _put(join(target.uri, WORLD, "users", f"part-{part:05d}.parquet"), _parquet(pa.concat_tables(world)))
     return {"impressions": sum(map(len, impressions)), "clicks": clicks, "conversions": conversions,
             "behaviors": sum(map(len, behaviors)), "profiles": sum(map(len, profiles))}
-
-
-def _impression_rows(users: Users, logs: Logs, start: int) -> pa.Table:
-    click = logs.click_N.astype(np.int32)
-    return pa.table({"user": logs.impression_user_N + users.first_id, "time_stamp": logs.impression_time_N + start,
-                     "adgroup_id": logs.item_N + 1, "pid": np.array(PIDS)[logs.pid_N],
-                     "nonclk": 1 - click, "clk": click})
-
-
-def _behavior_rows(users: Users, logs: Logs, start: int) -> pa.Table:
-    return pa.table({"user": logs.behavior_user_N + users.first_id, "time_stamp": logs.behavior_time_N + start,
-                     "btag": np.array(BEHAVIOR_TYPES)[logs.btag_N], "cate": logs.category_N + 1,
-                     "brand": _brand_cells(logs.brand_N)})
-
-
-def _profile_rows(users: Users) -> pa.Table:
-    rows = np.flatnonzero(users.has_profile_U)
-    columns = {"userid": pa.array(rows + users.first_id)}
-    for i, attribute in enumerate(ATTRIBUTES):
-        level = users.levels_UA[rows, i]
-        columns[attribute.name] = pa.array(level + attribute.first_value, mask=level == MISSING_LEVEL)
-    return pa.table(columns)
-
-
-def _items_rows(items: Items) -> pa.Table:
-    return pa.table({"adgroup_id": np.arange(len(items.brand_I)) + 1, "cate_id": items.category_I + 1,
-                     "campaign_id": items.campaign_I, "customer": items.customer_I,
-                     "brand": _brand_cells(items.brand_I), "price": items.price_I})
-
-
-def _brand_cells(brand_N: np.ndarray) -> pa.Array:
-    return pa.array(brand_N, mask=brand_N == NO_BRAND).cast(pa.string()).fill_null("NULL")
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -30,6 +30,10 @@ class Stream(IntEnum):
     ORACLE = 4
     CONVERSION_EFFECTS = 5
     CONVERSIONS = 6
+    ITEM_CELLS = 7
+    PROFILE_CELLS = 8
+    IMPRESSION_CELLS = 9
+    BEHAVIOR_CELLS = 10
 
 
 @dataclass(frozen=True, kw_only=True)

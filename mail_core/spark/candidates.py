@@ -116,7 +116,8 @@ def _in_context(schema: Schema, pairs: DataFrame, day: date) -> DataFrame:
     """`pairs` with TIME and every context feature that is not derived; serving time and context where absent."""
     moment = local_moment(day, schema.serving.time, schema.timezone)
     absent: dict[str, SparkColumn] = {TIME: F.lit(moment)}
-    absent |= {f.name: F.lit(schema.serving.context[f.name]) for f in schema.logged_context}
+    for name, value in schema.serving.context.items():
+        absent[name] = F.lit(list(value) if isinstance(value, tuple) else value)
     types = _column_types(schema)
     return pairs.withColumns({name: value.cast(types[name]) for name, value in absent.items()
                               if name not in pairs.columns})

@@ -6,6 +6,8 @@ import gzip
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,12 @@ def test_days_outside_the_schema_are_refused(spark: SparkSession, alimama: Schem
     with pytest.raises(InputError, match="first_day"):
         simulate_logs(spark, alimama, WorldConfig(behavior_days=30), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_in_which_the_clocks_change_is_refused(spark: SparkSession, alimama: Schema, tmp_path: Path) -> None:
+    schema = replace(alimama, timezone="Europe/Berlin", first_day=date(2017, 3, 1), last_day=date(2017, 3, 30))
+    with pytest.raises(InputError, match="the clocks of Europe/Berlin change"):
+        simulate_logs(spark, schema, CONFIG, str(tmp_path / "out"))
 
 
 def test_a_bad_setting_ends_the_job_with_exit_code_two(tmp_path: Path) -> None:

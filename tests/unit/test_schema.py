@@ -31,9 +31,10 @@ def changed(path: str, value: object) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def test_alimama_has_the_papers_feature_counts():
-    schema = load_schema("alimama")
-    assert [len(schema.group(g)) for g in ("user", "context", "item")] == [9, 4, 6]
+@pytest.mark.parametrize(("name", "counts"), [("alimama", [9, 4, 6]), ("livestream", [21, 75, 105])])
+def test_the_papers_data_sets_have_its_feature_counts(name, counts):
+    schema = load_schema(name)
+    assert [len(schema.group(g)) for g in ("user", "context", "item")] == counts
 
 
 def test_headers_are_kept_to_the_letter():
@@ -65,6 +66,10 @@ def test_fingerprint_ignores_comments_and_sees_content():
     schema = load_schema("alimama")
     assert parse_schema(ALIMAMA + "\n# a comment\n", "x").fingerprint == schema.fingerprint
     assert parse_schema(changed("sequence_length", 50), "x").fingerprint != schema.fingerprint
+
+
+def test_logs_that_go_on_have_no_last_day():
+    assert parse_schema(changed("last_day", None), "x").last_day is None
 
 
 def test_checks_have_defaults_and_can_be_given_one_by_one():
@@ -140,6 +145,8 @@ def test_a_conversion_is_never_null():
     ("serving.time", "8pm", "serving.time: expected a quoted local time"),
     ("serving.pid", 7, "serving.pid: 7 is not a string"),
     ("serving.scene", "x", "serving: expected time and each context feature"),
+    ("serving.scene", "x", "missing: none; no such feature: scene"),
+    ("serving.pid", None, "missing: pid; no such feature: none"),
     ("checks", {"row": [0.5, 2]}, "checks.row: unknown key; allowed: days, least_days, rows"),
     ("checks", {"rows": [1.5, 2]}, "checks.rows: expected [least, most], multiples of the usual value such as [0.5"),
     ("checks", {"ctr": ["low", 2]}, "checks.ctr: expected [least, most]"),
@@ -154,6 +161,37 @@ def test_departures_are_named_with_file_key_and_what_is_allowed(path, value, nam
         parse_schema(changed(path, value), "mine.yaml")
     assert str(error.value).startswith("mine.yaml: ")
     assert named in str(error.value)
+
+
+def test_context_at_serving_time_is_null_where_it_may_be_and_the_yaml_leaves_it_out():
+    context = load_schema("livestream").serving.context
+    assert context["scene"] == "home_feed" and context["page"] == 0
+    assert context["scene_ctr_1d"] is None and context["song_tags"] is None
+    assert set(context) == {f.name for f in load_schema("livestream").logged_context}
+
+
+def test_a_multi_valued_context_feature_is_a_list_at_serving_time():
+    def given(tags: object) -> str:
+        return yaml.safe_dump({"extends": "livestream", "serving": {"song_tags": tags}})
+    assert parse_schema(given(["rock", "live"]), "x").serving.context["song_tags"] == ("rock", "live")
+    for tags, named in (("rock", "song_tags: 'rock' is not a list"), ([7], "song_tags: 7 is not a string")):
+        with pytest.raises(InputError, match=named):
+            parse_schema(given(tags), "x")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line():
+    line = ALIMAMA.splitlines().index("    occupation: {type: int, nulls: [\"\"]}") + 1
+    doubled = ALIMAMA.replace("    occupation: {type: int, nulls: [\"\"]}\n", "    occupation: {type: int}\n" * 2)
+    with pytest.raises(InputError, match=f"(?s)'occupation' stands there twice.*mine.yaml|line {line + 1}"):
+        parse_schema(doubled, "mine.yaml")
+
+
+def test_a_mapping_may_join_another_and_change_a_key_of_it():
+    level = '{type: int, nulls: [""]}'
+    text = ALIMAMA.replace(f"cms_segid: {level}", f"cms_segid: &level {level}")
+    text = text.replace(f"age_level: {level}", 'age_level: {<<: *level, nulls: ["", none]}')
+    column = parse_schema(text, "x").users.column("age_level")
+    assert column.type == "int" and column.nulls == ("", "none")
 
 
 def test_a_missing_file_and_broken_yaml_are_named():

@@ -133,10 +133,10 @@ def test_times_tie_within_and_across_the_logs_but_no_impression_repeats(drawn: D
 
 
 def test_behaviors_follow_interest(drawn: Drawn) -> None:
-    latent, categories = drawn.user("latent_UK"), drawn.items.category_CK
-    own = np.einsum("nk,nk->n", latent[drawn.log("behavior_user_N") - 1], categories[drawn.log("category_N")])
+    latent, categories = drawn.user("latent_UK"), drawn.items.category_CK[drawn.items.category_I]
+    own = np.einsum("nk,nk->n", latent[drawn.log("behavior_user_N") - 1], categories[drawn.log("touched_N")])
     other = np.einsum("nk,nk->n", np.roll(latent, 1, axis=0)[drawn.log("behavior_user_N") - 1],
-                      categories[drawn.log("category_N")])
+                      categories[drawn.log("touched_N")])
     assert own.mean() > 0.5 > 0.1 > abs(other.mean())
 
 
