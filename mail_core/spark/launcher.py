@@ -17,6 +17,8 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
+from zipimport import zipimporter
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -79,14 +81,24 @@ def _check_cluster(spark: SparkSession) -> None:
 def _prepare_executors(spark: SparkSession) -> None:
     """Give the executors' Python this package, and what a rank's process must find in its environment."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(Path(mail_core.__file__).parent, Path(folder) / mail_core.__name__,
-                        ignore=shutil.ignore_patterns("__pycache__"))
+        _copy_package(Path(folder))
         shipped = ship_folder(spark, folder)
     environment = spark.sparkContext.environment
     for name, value in RANK_ENVIRONMENT.items():
         environment.setdefault(name, value)
     # Relative: executors unpack it where they work, and the processes that they start begin there, too.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [shipped.archive, environment.get("PYTHONPATH")]))
+
+
+def _copy_package(folder: Path) -> None:
+    """Put `mail_core` into `folder`, also where the driver itself runs from a zip of --py-files."""
+    if isinstance(mail_core.__loader__, zipimporter):
+        with ZipFile(mail_core.__loader__.archive) as archive:
+            archive.extractall(folder, [name for name in archive.namelist()
+                                        if name.startswith(f"{mail_core.__name__}/")])
+        return
+    shutil.copytree(Path(mail_core.__file__).parent, folder / mail_core.__name__,
+                    ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _attempt(spark: SparkSession, request: TrainRequest, ranks: int) -> tuple[str, str]:

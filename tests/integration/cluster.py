@@ -55,8 +55,9 @@ class Cluster:
                        # JVMs that live for seconds spend most of them compiling, and a job starts three.
                        "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
-    def command(self, job: str, *arguments: str, conf: Mapping[str, str] | None = None) -> list[str]:
-        """`spark-submit jobs/<job>.py` with the package as a zip; `conf` beside what the cluster's size asks for."""
+    def command(self, job: str, *arguments: str, conf: Mapping[str, str] | None = None,
+                with_package: bool = True) -> list[str]:
+        """`spark-submit jobs/<job>.py`, with the package as a zip; `conf` beside what the cluster's size asks for."""
         package = self.folder / "mail_core.zip"
         if not package.exists():
             with zipfile.ZipFile(package, "w") as archive:
@@ -65,7 +66,8 @@ class Cluster:
         settings = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
                     "spark.sql.shuffle.partitions": "2", "spark.databricks.delta.snapshotPartitions": "2",
                     **(conf or {})}
-        return [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url, "--py-files", str(package),
+        return [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url,
+                *(("--py-files", str(package)) if with_package else ()),
                 "--driver-memory", MEMORY, "--executor-memory", "768m",
                 *(part for key, value in settings.items() for part in ("--conf", f"{key}={value}")),
                 str(ROOT / "jobs" / f"{job}.py"), *arguments]

@@ -144,8 +144,8 @@ def training(lake: Path) -> tuple[str, ...]:
             "--end-date", str(END), "--epochs", "2", "--ranks", "2", "--checkpoint-seconds", "0")
 
 
-def started(cluster: Cluster, lake: Path, log: Path, *arguments: str) -> subprocess.Popen:
-    command = cluster.command("train", *training(lake), "--launcher", "spark", *arguments,
+def started(cluster: Cluster, lake: Path, log: Path, *arguments: str, with_package: bool) -> subprocess.Popen:
+    command = cluster.command("train", *training(lake), "--launcher", "spark", *arguments, with_package=with_package,
                               conf={"spark.executorEnv.GLOO_SOCKET_IFNAME": "lo"})
     with log.open("w") as sink:
         return subprocess.Popen(command, stdout=sink, stderr=sink, env=cluster.environment, cwd=cluster.folder)
@@ -162,7 +162,7 @@ def version(lake: Path, number: int) -> tuple[dict, bytes, dict]:
 
 def test_ranks_on_the_cluster_end_with_their_job_outlive_one_of_them_and_give_the_local_version(cluster, trained,
                                                                                               tmp_path):
-    job = started(cluster, trained, tmp_path / "first.log")
+    job = started(cluster, trained, tmp_path / "first.log", with_package=True)  # the driver runs from the zip, too
     checkpoint_after(trained, job, 0)
     ranks = cluster.ranks()
     assert len(ranks) == 2 and kill(job), (tmp_path / "first.log").read_text()
@@ -170,7 +170,7 @@ def test_ranks_on_the_cluster_end_with_their_job_outlive_one_of_them_and_give_th
     assert not alive, "ranks whose job was killed"
     last = max(int(path.name) for path in trained.parent.glob(f"checkpoints/{NAME}/*/*") if path.name.isdecimal())
 
-    job = started(cluster, trained, tmp_path / "second.log", "--resume")
+    job = started(cluster, trained, tmp_path / "second.log", "--resume", with_package=False)
     checkpoint_after(trained, job, last)
     cluster.ranks()[0].kill()
     code, said = job.wait(600), (tmp_path / "second.log").read_text()
