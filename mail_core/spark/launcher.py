@@ -27,7 +27,7 @@ from pyspark.sql import SparkSession
 
 import mail_core
 from mail_core.errors import InputError
-from mail_core.job import configure_logging
+from mail_core.job import FAILURE, configure_logging
 from mail_core.spark.packages import ship_folder
 from mail_core.spark.session import spark_session
 from mail_core.training.launcher import RANK_ENVIRONMENT, RankError, end_with_launcher, restarting
@@ -37,8 +37,8 @@ from mail_core.training.run import TrainRequest, fetched_here, train_and_registe
 _BEFORE_A_FOLLOWER_SECONDS = 5
 _RANK_FAILED = "barrier ResultStage"
 """Stands in what Spark says where a task of the ranks' stage has failed, or its executor has gone."""
-_BAD_INPUT = re.compile(rf"^{re.escape(InputError.__module__)}\.InputError: (.*)$", re.MULTILINE)
-"""The last line of a rank's traceback: nothing else comes back from a rank that has failed."""
+_BAD_INPUT = "rank's bad input: "
+"""Begins the last line of a rank that has raised InputError: of one that fails nothing but its output comes back."""
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _attempt(spark: SparkSession, request: TrainRequest, ranks: int) -> tuple[st
         result = TorchDistributor(num_processes=ranks, local_mode=False, use_gpu=use_gpu).run(_rank, request)
     except (PySparkException, Py4JError) as error:
         text = str(error)
-        bad_input = _BAD_INPUT.search(text)
+        bad_input = re.search(f"^{_BAD_INPUT}(.*)$", text, re.MULTILINE)
         if bad_input is not None:
             raise InputError(bad_input[1]) from error
         if _RANK_FAILED in text:
@@ -125,11 +125,11 @@ def _rank(request: TrainRequest) -> tuple[str, str]:
     try:
         with redirect_stdout(io.StringIO()) as results:  # both outputs go the way of the logs otherwise
             closing = train_and_register(fetched_here(request), Ranks.from_environment())
-    except InputError:
-        raise
+    except InputError as error:
+        sys.exit(f"{_BAD_INPUT}{error}")
     except Exception:
-        # It may have failed because another has: Spark keeps the first reason that it hears.
         logger.exception("a rank failed")
+        # It may have failed because another has: Spark keeps the first reason that it hears.
         time.sleep(_BEFORE_A_FOLLOWER_SECONDS)
-        raise
+        sys.exit(FAILURE)
     return results.getvalue(), closing

@@ -14,7 +14,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator
 
 import psutil
 import pyspark
@@ -55,33 +55,34 @@ class Cluster:
                        # JVMs that live for seconds spend most of them compiling, and a job starts three.
                        "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
-    def command(self, job: str, *arguments: str, conf: Mapping[str, str] | None = None,
-                with_package: bool = True) -> list[str]:
-        """`spark-submit jobs/<job>.py`, with the package as a zip; `conf` beside what the cluster's size asks for."""
+    def command(self, script: Path, *arguments: str, with_package: bool = True) -> list[str]:
+        """`spark-submit SCRIPT`, with mail_core as a zip for the workers."""
         package = self.folder / "mail_core.zip"
         if not package.exists():
             with zipfile.ZipFile(package, "w") as archive:
                 for path in sorted((ROOT / "mail_core").rglob("*.py")):
                     archive.write(path, path.relative_to(ROOT))
+        # As many partitions as the session of the tests makes.
         settings = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
-                    "spark.sql.shuffle.partitions": "2", "spark.databricks.delta.snapshotPartitions": "2",
-                    **(conf or {})}
+                    "spark.sql.shuffle.partitions": "4", "spark.default.parallelism": "2",
+                    "spark.databricks.delta.snapshotPartitions": "2", "spark.executorEnv.GLOO_SOCKET_IFNAME": "lo"}
         return [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url,
                 *(("--py-files", str(package)) if with_package else ()),
                 "--driver-memory", MEMORY, "--executor-memory", "768m",
                 *(part for key, value in settings.items() for part in ("--conf", f"{key}={value}")),
-                str(ROOT / "jobs" / f"{job}.py"), *arguments]
+                str(script), *arguments]
 
-    def submit(self, job: str, *arguments: str,
-               conf: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
-        return subprocess.run(self.command(job, *arguments, conf=conf), cwd=ROOT, env=self.environment, text=True,
-                              capture_output=True, timeout=600, check=False)
+    def start_job(self, log: Path, *command: str) -> subprocess.Popen:
+        """A `command`, its output to `log`; what still runs when the cluster stops is ended."""
+        with log.open("w") as sink:
+            self.processes.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=self.environment, cwd=ROOT,
+                                                   start_new_session=True))
+        return self.processes[-1]
 
     def ranks(self) -> list[psutil.Process]:
         """The processes on the workers that torchrun has started."""
-        found = [child for process in self.processes for child in psutil.Process(process.pid).children(recursive=True)]
-        return [child for child in found if _is_rank(child)]
+        alive = [psutil.Process(process.pid) for process in self.processes if process.poll() is None]
+        return [child for process in alive for child in process.children(recursive=True) if _is_rank(child)]
 
     def start(self) -> None:
         """Master, then workers, each awaited."""
@@ -94,7 +95,7 @@ class Cluster:
             self._await(worker, r"(Successfully registered with master)")
 
     def stop(self) -> None:
-        """End the processes that `start` began, workers first; each leads the group of its executors."""
+        """End jobs, workers and master, in this order; each leads the group of what it has started."""
         for process in reversed(self.processes):
             process.terminate()
             try:

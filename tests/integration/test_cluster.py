@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 from checksums import checksum, checksums
-from cluster import Cluster, standalone_cluster
+from cluster import standalone_cluster
 from killing import kill
 from random_kills import OTHERS
 from raw_tables import JOBS, LAST_DAY, call_job
@@ -32,11 +33,10 @@ from mail_core.tracking.promotions import aliases
 from mail_core.tracking.registry import register_package, resolve_model
 from mail_core.tracking.runs import configure_tracking
 
-ONE_EXECUTOR = {"spark.cores.max": "1"}
-"""For jobs whose work is on the driver or in a few rows."""
-OTHER_TABLES = {"check_features": "checks", "promote": "promotions"}
+TRAIN, IN_TURN = JOBS / "train.py", Path(__file__).with_name("jobs_in_turn.py")
 CLEAN_UP = ("--date", str(LAST_DAY + timedelta(days=59)), "--delete")
 """Of three days of raw rows one is past the schema's 60 days of retention, and all scores are past their 30."""
+OTHER_TABLES = {"check_features": "checks", "promote": "promotions"}
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +47,51 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stages(spark, alimama, tmp_path_factory) -> dict[str, Path]:
-    """The lake as each job finds it, and as `done` after all of them but clean_up, run in this process."""
-    found = stage_folders(spark, alimama, tmp_path_factory.mktemp("here"))
+    """The lake as each job finds it, and as `done` after all of them but clean_up, run in this process; also where
+    ingest_logs and report write on the cluster."""
+    root = tmp_path_factory.mktemp("here")
+    found = stage_folders(spark, alimama, root / "root")
     done = found["done"]
     configure_tracking(None, str(done))
     for alias, seed in (("champion", 0), ("challenger", 1)):
         plain = small_package(done.parent / f"{alias}-plain", alimama, seed=seed)
         told = with_lineage(plain, done.parent / alias, Lake(spark, str(done), alimama).version("features"))
         register_package(told, "m", alias)
-    for job in (*OTHERS, "clean_up"):
+    for job in (*OTHERS, "clean_up", "clean_up_here"):
         found[job] = shutil.copytree(done.parent, done.parent.with_name(f"before_{job}")) / "lake"
     for job, arguments in OTHERS.items():
         assert call_job(job, *table(done), *arguments) == DONE
+    return found | {"ingest_logs": root / "ingested", "report": root / "page.html"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster, stages, raw_files, tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit code and results of each job on the cluster, all in one application: starting one for each takes minutes."""
+    folder = tmp_path_factory.mktemp("there")
+    orders = [("ingest_logs", *table(stages["ingest_logs"]), "--source", str(raw_files)),
+              *((job, *table(stages[job]), *arguments) for job, arguments in (*ARGUMENTS.items(), *OTHERS.items())),
+              ("report", *report_of(stages["done"], stages["report"])),
+              ("clean_up", *table(stages["clean_up"]), *CLEAN_UP)]
+    (folder / "orders.json").write_text(json.dumps(orders))
+    log, results = folder / "log", folder / "results.json"
+    job = cluster.start_job(log, *cluster.command(IN_TURN, str(folder / "orders.json"), str(results)))
+    assert job.wait(600) == 0, log.read_text()
+    found = json.loads(results.read_text())
+    assert len(found) == len(orders) and all(code == DONE for code, _ in found.values()), log.read_text()
     return found
+
+
+@pytest.fixture(scope="module")
+def raw_files(alimama, tmp_path_factory) -> Path:
+    return write_raw_files(tmp_path_factory.mktemp("raw") / "files", alimama, good=60, bad=20)[0]
 
 
 def table(lake: Path) -> tuple[str, ...]:
     return "--schema", "alimama", "--lake", str(lake)
 
 
-def done_by(cluster: Cluster, job: str, *arguments: str, **settings) -> str:
-    """What the job has printed; spark-submit joins a Python driver's two outputs."""
-    done = cluster.submit(job, *arguments, **settings)
-    assert done.returncode == DONE, done.stdout[-5_000:] + done.stderr[-5_000:]
-    assert f"{job} done in" in done.stdout
-    return done.stdout
+def report_of(lake: Path, page: Path) -> tuple[str, ...]:
+    return *table(lake), "--date", LAST, "--model", "m", "--out", str(page)
 
 
 def test_the_workers_python_has_torch_but_no_mail_core_of_its_own(cluster):
@@ -83,23 +103,20 @@ def test_the_workers_python_has_torch_but_no_mail_core_of_its_own(cluster):
     assert "No module named 'mail_core'" in run("import mail_core").stderr
 
 
-def test_ingestion_by_spark_submit_leaves_the_local_tables(cluster, spark, alimama, tmp_path):
-    source, _ = write_raw_files(tmp_path / "raw", alimama, good=60, bad=20)
-    done_by(cluster, "ingest_logs", *table(tmp_path / "there"), "--source", str(source))
-    assert call_job("ingest_logs", *table(tmp_path / "here"), "--source", str(source)) == DONE
-    there, here = (checksums(Lake(spark, str(tmp_path / name), alimama), INGESTED) for name in ("there", "here"))
+def test_ingestion_on_the_cluster_leaves_the_local_tables(outcomes, stages, spark, alimama, raw_files, tmp_path):
+    assert call_job("ingest_logs", *table(tmp_path / "here"), "--source", str(raw_files)) == DONE
+    lakes = (Lake(spark, str(lake), alimama) for lake in (stages["ingest_logs"], tmp_path / "here"))
+    there, here = (checksums(lake, INGESTED) for lake in lakes)
     assert there == here and all(rows for rows, _ in here.values())
 
 
 @pytest.mark.parametrize("job", ARGUMENTS)
-def test_a_job_by_spark_submit_leaves_what_it_does_locally(cluster, spark, alimama, stages, job):
-    done_by(cluster, job, *table(stages[job]), *ARGUMENTS[job])
+def test_a_job_on_the_cluster_leaves_what_it_does_locally(outcomes, stages, spark, alimama, job):
     assert content(spark, alimama, stages[job], job) == content(spark, alimama, stages["done"], job)
 
 
 @pytest.mark.parametrize("job", OTHERS)
-def test_checks_and_promotion_by_spark_submit_are_the_local_ones(cluster, spark, alimama, stages, job):
-    done_by(cluster, job, *table(stages[job]), *OTHERS[job], conf=ONE_EXECUTOR)
+def test_checks_and_promotion_on_the_cluster_are_the_local_ones(outcomes, stages, spark, alimama, job):
     there, here = (Lake(spark, str(stages[name]), alimama).read(OTHER_TABLES[job]) for name in (job, "done"))
     assert checksum(there) == checksum(here)
     if job == "promote":
@@ -107,24 +124,17 @@ def test_checks_and_promotion_by_spark_submit_are_the_local_ones(cluster, spark,
         assert aliases("m") == {"champion": "3", "challenger": "3", "previous": "2"}
 
 
-def test_the_report_by_spark_submit_is_the_local_page(cluster, stages, tmp_path):
-    def arguments(name):
-        return *table(stages["done"]), "--date", LAST, "--model", "m", "--out", str(tmp_path / name)
-
-    done_by(cluster, "report", *arguments("there.html"), conf=ONE_EXECUTOR)
-    assert call_job("report", *arguments("here.html")) == DONE
-    assert (tmp_path / "there.html").read_text() == (tmp_path / "here.html").read_text()
+def test_the_report_on_the_cluster_is_the_local_page(outcomes, stages, tmp_path):
+    assert call_job("report", *report_of(stages["done"], tmp_path / "page.html")) == DONE
+    assert stages["report"].read_text() == (tmp_path / "page.html").read_text()
 
 
-def test_clean_up_by_spark_submit_removes_what_it_does_locally(cluster, spark, alimama, stages, tmp_path, capsys):
-    here = shutil.copytree(stages["clean_up"].parent, tmp_path / "root") / "lake"
-    said = done_by(cluster, "clean_up", *table(stages["clean_up"]), *CLEAN_UP, conf=ONE_EXECUTOR)
+def test_clean_up_on_the_cluster_removes_what_it_does_locally(outcomes, stages, spark, alimama, capsys):
     capsys.readouterr()
-    assert call_job("clean_up", *table(here), *CLEAN_UP) == DONE
-    removed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("removed: ")]
-    assert removed and removed == [line for line in said.splitlines() if line.startswith("removed: ")]
-    there, local = (checksums(Lake(spark, str(lake), alimama)) for lake in (stages["clean_up"], here))
-    assert there == local and local["ctr_scores"][0] == 0 < local["raw_impressions"][0]
+    assert call_job("clean_up", *table(stages["clean_up_here"]), *CLEAN_UP) == DONE
+    assert outcomes["clean_up"][1] == capsys.readouterr().out
+    there, here = (checksums(Lake(spark, str(stages[name]), alimama)) for name in ("clean_up", "clean_up_here"))
+    assert there == here and here["ctr_scores"][0] == 0 < here["raw_impressions"][0]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +143,7 @@ def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     (root / "small.yaml").write_text(schema_text(), encoding="utf-8")
     write_export(root / "lake", FILES)
-    done = subprocess.run([sys.executable, str(JOBS / "train.py"), *training(root / "lake")], capture_output=True,
+    done = subprocess.run([sys.executable, str(TRAIN), *training(root / "lake")], capture_output=True,
                           text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == DONE, done.stderr
     return root / "lake"
@@ -142,13 +152,6 @@ def trained(tmp_path_factory) -> Path:
 def training(lake: Path) -> tuple[str, ...]:
     return ("--schema", str(lake.parent / "small.yaml"), "--lake", str(lake), "--preset", "tiny", "--batch-size", "32",
             "--end-date", str(END), "--epochs", "2", "--ranks", "2", "--checkpoint-seconds", "0")
-
-
-def started(cluster: Cluster, lake: Path, log: Path, *arguments: str, with_package: bool) -> subprocess.Popen:
-    command = cluster.command("train", *training(lake), "--launcher", "spark", *arguments, with_package=with_package,
-                              conf={"spark.executorEnv.GLOO_SOCKET_IFNAME": "lo"})
-    with log.open("w") as sink:
-        return subprocess.Popen(command, stdout=sink, stderr=sink, env=cluster.environment, cwd=cluster.folder)
 
 
 def version(lake: Path, number: int) -> tuple[dict, bytes, dict]:
@@ -162,18 +165,19 @@ def version(lake: Path, number: int) -> tuple[dict, bytes, dict]:
 
 def test_ranks_on_the_cluster_end_with_their_job_outlive_one_of_them_and_give_the_local_version(cluster, trained,
                                                                                               tmp_path):
-    job = started(cluster, trained, tmp_path / "first.log", with_package=True)  # the driver runs from the zip, too
+    arguments, first, second = (*training(trained), "--launcher", "spark"), tmp_path / "first", tmp_path / "second"
+    job = cluster.start_job(first, *cluster.command(TRAIN, *arguments))  # the driver runs from the zip, too
     checkpoint_after(trained, job, 0)
     ranks = cluster.ranks()
-    assert len(ranks) == 2 and kill(job), (tmp_path / "first.log").read_text()
+    assert len(ranks) == 2 and kill(job), first.read_text()
     _, alive = psutil.wait_procs(ranks, timeout=120)
     assert not alive, "ranks whose job was killed"
     last = max(int(path.name) for path in trained.parent.glob(f"checkpoints/{NAME}/*/*") if path.name.isdecimal())
 
-    job = started(cluster, trained, tmp_path / "second.log", "--resume", with_package=False)
+    job = cluster.start_job(second, *cluster.command(TRAIN, *arguments, "--resume", with_package=False))
     checkpoint_after(trained, job, last)
     cluster.ranks()[0].kill()
-    code, said = job.wait(600), (tmp_path / "second.log").read_text()
+    code, said = job.wait(600), second.read_text()
     assert code == DONE, said
     assert said.count("all ranks are started again") == 1 and said.count("training goes on from") == 2, said
     assert f"registered models:/{NAME}/2\n" in said and said.count("new_masked") == 1, said
