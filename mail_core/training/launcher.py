@@ -82,7 +82,7 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
         os.environ.setdefault(name, value)
 
     def attempt(number: int) -> None:
-        again = [restart_argument] if number and restart_argument not in (None, *arguments) else []
+        again = () if number == 0 or restart_argument is None else (restart_argument,)
         _launch(script, [*arguments, *again], ranks)
 
     with _named_as_launcher():

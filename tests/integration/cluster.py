@@ -74,8 +74,9 @@ class Cluster:
 
     def start_job(self, log: Path, *command: str) -> subprocess.Popen:
         """A `command`, its output to `log`; what still runs when the cluster stops is ended."""
+        environment = {**self.environment, "PYTHONPATH": str(ROOT)}  # the driver's own, which no worker sees
         with log.open("w") as sink:
-            self.processes.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=self.environment, cwd=ROOT,
+            self.processes.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, cwd=ROOT,
                                                    start_new_session=True))
         return self.processes[-1]
 
