@@ -17,6 +17,7 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 from zipfile import ZipFile
 from zipimport import zipimporter
 
@@ -37,8 +38,9 @@ from mail_core.training.run import TrainRequest, fetched_here, train_and_registe
 _BEFORE_A_FOLLOWER_SECONDS = 5
 _RANK_FAILED = "barrier ResultStage"
 """Stands in what Spark says where a task of the ranks' stage has failed, or its executor has gone."""
-_BAD_INPUT = "rank's bad input: "
-"""Begins the last line of a rank that has raised InputError: of one that fails nothing but its output comes back."""
+_BAD_INPUT = "a rank's bad input: "
+"""Begins what a task says whose rank has raised InputError."""
+_CAUSES_LEFT_OUT = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled"
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def launch_on_spark(request: TrainRequest, ranks: int, max_restarts: int) -> str
     spark = spark_session("train")
     try:
         _check_cluster(spark)
+        spark.conf.set(_CAUSES_LEFT_OUT, "false")
         _prepare_executors(spark)
 
         def attempt(number: int) -> tuple[str, str]:
@@ -108,7 +111,7 @@ def _attempt(spark: SparkSession, request: TrainRequest, ranks: int) -> tuple[st
         result = TorchDistributor(num_processes=ranks, local_mode=False, use_gpu=use_gpu).run(_rank, request)
     except (PySparkException, Py4JError) as error:
         text = str(error)
-        bad_input = re.search(f"^{_BAD_INPUT}(.*)$", text, re.MULTILINE)
+        bad_input = re.search(f"{_BAD_INPUT}(.*)", text)
         if bad_input is not None:
             raise InputError(bad_input[1]) from error
         if _RANK_FAILED in text:
@@ -118,7 +121,22 @@ def _attempt(spark: SparkSession, request: TrainRequest, ranks: int) -> tuple[st
     return result
 
 
-def _rank(request: TrainRequest) -> tuple[str, str]:
+class _BadInput:
+    """What a rank returns that has raised InputError. PySpark drops the reason of a rank that fails, so it is raised
+    again in the rank's task, which fails as it reads this: the reason of a failed task comes back to the driver."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return _refuse, (self.message,)
+
+
+def _refuse(message: str) -> None:
+    raise InputError(f"{_BAD_INPUT}{message}")
+
+
+def _rank(request: TrainRequest) -> tuple[str, str] | _BadInput:
     """What a rank prints and its closing sentence; it runs in a process that torchrun has started on an executor."""
     end_with_launcher()
     configure_logging()
@@ -126,7 +144,7 @@ def _rank(request: TrainRequest) -> tuple[str, str]:
         with redirect_stdout(io.StringIO()) as results:  # both outputs go the way of the logs otherwise
             closing = train_and_register(fetched_here(request), Ranks.from_environment())
     except InputError as error:
-        sys.exit(f"{_BAD_INPUT}{error}")
+        return _BadInput(str(error))
     except Exception:
         logger.exception("a rank failed")
         # It may have failed because another has: Spark keeps the first reason that it hears.
