@@ -6,6 +6,7 @@ folder: a version that is registered takes the source of `mail_core` along, whic
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
@@ -28,7 +29,7 @@ from pyspark.sql import SparkSession
 
 import mail_core
 from mail_core.errors import InputError
-from mail_core.job import FAILURE, configure_logging
+from mail_core.job import BAD_INPUT, FAILURE, configure_logging
 from mail_core.spark.packages import ship_folder
 from mail_core.spark.session import spark_session
 from mail_core.training.launcher import RANK_ENVIRONMENT, RankError, end_with_launcher, restarting
@@ -123,7 +124,7 @@ def _attempt(spark: SparkSession, request: TrainRequest, ranks: int) -> tuple[st
 
 class _BadInput:
     """What a rank returns that has raised InputError. PySpark drops the reason of a rank that fails, so it is raised
-    again in the rank's task, which fails as it reads this: the reason of a failed task comes back to the driver."""
+    again in the rank's task, as that reads this: the reason of a failed task comes back to the driver."""
 
     def __init__(self, message: str):
         self.message = message
@@ -144,6 +145,7 @@ def _rank(request: TrainRequest) -> tuple[str, str] | _BadInput:
         with redirect_stdout(io.StringIO()) as results:  # both outputs go the way of the logs otherwise
             closing = train_and_register(fetched_here(request), Ranks.from_environment())
     except InputError as error:
+        atexit.register(os._exit, BAD_INPUT)  # once this is written: torchrun would wait for the others after success
         return _BadInput(str(error))
     except Exception:
         logger.exception("a rank failed")
