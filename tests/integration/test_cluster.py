@@ -139,7 +139,8 @@ def test_clean_up_on_the_cluster_removes_what_it_does_locally(outcomes, stages, 
     assert call_job("clean_up", *table(stages["clean_up_here"]), *CLEAN_UP) == DONE
     assert outcomes["clean_up"][1] == capsys.readouterr().out
     assert "removed: rows raw_impressions: 2017-05-11, 2017-05-12" in outcomes["clean_up"][1]
-    there, here = (checksums(Lake(spark, str(stages[name]), alimama), CLEANED) for name in ("clean_up", "clean_up_here"))
+    lakes = (Lake(spark, str(stages[name]), alimama) for name in ("clean_up", "clean_up_here"))
+    there, here = (checksums(lake, CLEANED) for lake in lakes)
     assert there == here
 
 
