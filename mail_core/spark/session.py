@@ -71,6 +71,9 @@ def _defaults(conf: SparkConf) -> dict[str, str]:
                 "spark.log.level": "WARN",
                 "spark.sql.debug.maxToStringFields": "200",
                 "spark.ui.enabled": "false",
+                # Ranks look for their executors every second, not four times a minute, and for as long as ever.
+                "spark.scheduler.barrier.maxConcurrentTasksCheck.interval": "1s",
+                "spark.scheduler.barrier.maxConcurrentTasksCheck.maxFailures": "600",
                 # Tables lie in the lake; this folder stays empty, but Spark makes it, by default where the job starts.
                 "spark.sql.warehouse.dir": os.path.join(tempfile.gettempdir(), "mail-spark-warehouse")}
     if (conf.get("spark.master") or "").startswith("local"):

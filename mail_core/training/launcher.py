@@ -12,7 +12,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence, TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -29,8 +29,19 @@ _LAUNCHER = "MAIL_LAUNCHER_PID"
 """Environment variable that tells a rank which process to live and die with."""
 _PR_SET_PDEATHSIG = 1
 """Linux, prctl(2): the signal that a process gets when the one that started it has died."""
+RANK_ENVIRONMENT = {
+    # No page faults for every large temporary: the allocator keeps freed memory (design.md, Recipes).
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 33),
+    # cuBLAS repeats its results only with a workspace of fixed size.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""What must be set before any rank's process starts."""
+_Result = TypeVar("_Result")
 
 logger = logging.getLogger(__name__)
+
+
+class RankError(RuntimeError):
+    """A rank has failed or was killed; all may go on from the last checkpoint."""
 
 
 def is_rank() -> bool:
@@ -65,33 +76,45 @@ def launch(script: Path, arguments: Sequence[str], ranks: int, max_restarts: int
 
     Raises:
         InputError: a rank ended with BAD_INPUT; its own message stands in the log.
-        RuntimeError: a rank failed once too often; the others have been ended.
+        RankError: a rank failed once too often; the others have been ended.
     """
     for name, value in _rank_environment(ranks, threads).items():
         os.environ.setdefault(name, value)
+
+    def attempt(number: int) -> None:
+        again = () if number == 0 or restart_argument is None else (restart_argument,)
+        _launch(script, [*arguments, *again], ranks)
+
     with _named_as_launcher():
-        _launch(script, list(arguments), ranks, max_restarts, restart_argument)
+        restarting(attempt, max_restarts)
 
 
-def _launch(script: Path, arguments: list[str], ranks: int, max_restarts: int, restart_argument: str | None) -> None:
-    for restarts_left in range(max_restarts, -1, -1):
-        # One launch an attempt, since the elastic agent's own restarts ask for no reason.
-        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, role="rank",
-                              rdzv_backend="c10d", rdzv_endpoint=f"{LOOPBACK}:0", local_addr=LOOPBACK, max_restarts=0,
-                              shutdown_timeout=SHUTDOWN_SECONDS)
+def restarting(attempt: Callable[[int], _Result], max_restarts: int) -> _Result:
+    """What `attempt`, told how many came before it, returns; after a RankError it is begun again, at most so often.
+
+    Raises: what `attempt` raises otherwise, or at last.
+    """
+    for number in range(max_restarts):
         try:
-            elastic_launch(config, sys.executable)(str(script), *arguments)
-            return
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            message = f"rank {rank} of {ranks} ended with exit code {failure.exitcode}; its message stands above"
-            if any(each.exitcode == BAD_INPUT for each in error.failures.values()):
-                raise InputError(message) from error
-            if not restarts_left:
-                raise RuntimeError(message) from error
-        logger.warning("%s; all ranks are started again, %d more times at most", message, restarts_left - 1)
-        if restart_argument is not None and restart_argument not in arguments:
-            arguments.append(restart_argument)
+            return attempt(number)
+        except RankError as error:
+            logger.warning("%s; all ranks are started again, %d more times at most", error, max_restarts - number - 1)
+    return attempt(max_restarts)
+
+
+def _launch(script: Path, arguments: Sequence[str], ranks: int) -> None:
+    # One launch an attempt, since the elastic agent's own restarts ask for no reason.
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, role="rank",
+                          rdzv_backend="c10d", rdzv_endpoint=f"{LOOPBACK}:0", local_addr=LOOPBACK, max_restarts=0,
+                          shutdown_timeout=SHUTDOWN_SECONDS)
+    try:
+        elastic_launch(config, sys.executable)(str(script), *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = f"rank {rank} of {ranks} ended with exit code {failure.exitcode}; its message stands above"
+        if any(each.exitcode == BAD_INPUT for each in error.failures.values()):
+            raise InputError(message) from error
+        raise RankError(message) from error
 
 
 @contextmanager
@@ -111,10 +134,6 @@ def _rank_environment(ranks: int, threads: int | None) -> dict[str, str]:
         # A fixed number of threads: more than a rank's share of the cores slows all down, and the order of sums within
         # an operation, so the last bits of a result, follows from it.
         "OMP_NUM_THREADS": str(threads or max(1, cores // ranks)),
-        # No page faults for every large temporary: the allocator keeps freed memory (design.md, Recipes).
-        "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2 ** 33),
         # The ranks are all on this machine and need no other interface.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
-        # cuBLAS repeats its results only with a workspace of fixed size.
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
+        **RANK_ENVIRONMENT}

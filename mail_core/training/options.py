@@ -20,6 +20,7 @@ from mail_core.training.run import TrainRequest, request_from, request_like
 
 PRESET, TOWER, METHOD, RESUME, LIKE, WARM_START = "paper", "base_dnn", "base", "--resume", "--like", "--warm-start"
 UNREGISTERED, PARENT_RUN = "--unregistered", "--parent-run"
+LOCAL, SPARK = "local", "spark"
 SETTINGS = ("seed", "batch_size", "learning_rate", "embedding_optimizer")
 """Options that are fields of TrainingConfig, with their defaults there."""
 TOLD = ("schema", "end_date", "new_users", "preset", "tower", "head", "cold_start", "pooling", "alignment", "kernel",
@@ -67,8 +68,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
                         "settings: begin with its weights, and train only the days of the export that it has not seen")
     result.add_argument("--end-date", type=date.fromisoformat, help="test day of the export, YYYY-MM-DD")
     result.add_argument("--preset", choices=list(PRESETS), help=f"sizes of the model (default: {PRESET})")
-    result.add_argument("--ranks", type=int, help=f"processes to start here (default: 1; with {LIKE} as many as then; "
+    result.add_argument("--ranks", type=int, help=f"processes to start (default: 1; with {LIKE} as many as then; "
                         "under torchrun: torchrun's)")
+    result.add_argument("--launcher", choices=(LOCAL, SPARK), default=LOCAL, help="where the ranks are started: on "
+                        "this machine, or as tasks of the Spark cluster of spark-submit (default: %(default)s)")
     result.add_argument("--tower", help=f"ranking tower (default: {TOWER})")
     result.add_argument("--head", choices=HEADS, help="CTR alone, or CTR and CVR by ESMM, where the schema names a "
                         f"conversion label (default: {MailConfig.head})")

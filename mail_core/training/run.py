@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
@@ -77,6 +77,8 @@ class TrainRequest:
     """False: a trial, whose version is the artifact PACKAGE of its run and not in the registry."""
     parent_run: str | None = None
     """ID of the MLflow run that this one is nested in."""
+    commit: str = field(default_factory=lambda: code_commit(CHECKOUT))
+    """Of the code that trains. Told by whoever asks for the training: ranks on other machines have a copy of it."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:
@@ -113,6 +115,16 @@ def request_from(uri: str, request: TrainRequest) -> TrainRequest:
     start = warm_start(uri)
     epochs = request.config.epochs or start.version.config.epochs
     return replace(request, warm_start=start, config=replace(request.config, epochs=epochs))
+
+
+def fetched_here(request: TrainRequest) -> TrainRequest:
+    """`request`, with the version that it starts from on this machine. Raises InputError as `warm_start` does."""
+    if request.warm_start is None:
+        return request
+    from mail_core.tracking.runs import configure_tracking
+    configure_tracking(request.tracking_uri, request.lake_uri)
+    start = warm_start(request.warm_start.uri) if request.like is None else warm_start_like(request.like)
+    return replace(request, warm_start=start)
 
 
 def check_request(request: TrainRequest, world_size: int) -> Export:
@@ -230,7 +242,7 @@ def lineage(request: TrainRequest, export: Export, ranks: Ranks, epochs: int) ->
         "environment": environment(),
         **({"like": request.like.uri} if request.like is not None else {}),
         **({WARM_START: request.warm_start.lineage(export)} if request.warm_start is not None else {}),
-        "commit": code_commit(CHECKOUT),
+        "commit": request.commit,
     }
 
 
@@ -326,7 +338,7 @@ def _tags(request: TrainRequest, export: Export) -> dict[str, str]:
             "tower": request.config.model.tower, "model": model_label(request.config.model),
             "zero_shot": str(request.config.model.zero_shot is not None),
             "new_users": export.manifest.new_users, "end_date": request.end_date.isoformat(),
-            "commit": code_commit(CHECKOUT), **_origin_tags(request, export),
+            "commit": request.commit, **_origin_tags(request, export),
             **{f"delta_version.{table}": str(version) for table, version in export.manifest.delta_versions.items()}}
 
 

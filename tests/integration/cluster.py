@@ -9,12 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import time
+import venv
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator
 
+import psutil
 import pyspark
 
 SPARK_HOME = Path(pyspark.__file__).parent
@@ -34,13 +36,14 @@ class Cluster:
 
     @property
     def worker_python(self) -> Path:
-        """The tests' interpreter with its packages, but without .pth files and so without the editable mail_core."""
-        script = self.folder / "worker-python"
-        if not script.exists():
-            packages = sysconfig.get_paths()["purelib"]
-            script.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{packages}" exec {sys.executable} -S "$@"\n')
-            script.chmod(0o755)
-        return script
+        """An interpreter with the packages of the tests' own, but without its .pth files and so without the editable
+        mail_core; what it starts is the same."""
+        made = self.folder / "worker-python"
+        if not made.exists():
+            venv.create(made, symlinks=True)
+            [packages] = made.glob("lib/python*/site-packages")
+            (packages / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        return made / "bin" / "python"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -48,21 +51,39 @@ class Cluster:
         kept = {key: value for key, value in os.environ.items() if key not in ("PYSPARK_SUBMIT_ARGS", "PYTHONPATH")}
         return kept | {"SPARK_HOME": str(SPARK_HOME), "SPARK_LOCAL_IP": "127.0.0.1",
                        "SPARK_LOCAL_DIRS": str(self.folder / "local"), "PYSPARK_PYTHON": str(self.worker_python),
-                       "PYSPARK_DRIVER_PYTHON": sys.executable}
+                       "PYSPARK_DRIVER_PYTHON": sys.executable,
+                       # JVMs that live for seconds spend most of them compiling, and a job starts three.
+                       "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 
-    def submit(self, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`spark-submit jobs/<job>.py` with the package as a zip."""
+    def command(self, script: Path, *arguments: str, with_package: bool = True) -> list[str]:
+        """`spark-submit SCRIPT`, with mail_core as a zip for the workers."""
         package = self.folder / "mail_core.zip"
-        with zipfile.ZipFile(package, "w") as archive:
-            for path in sorted((ROOT / "mail_core").rglob("*.py")):
-                archive.write(path, path.relative_to(ROOT))
-        command = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url, "--py-files", str(package),
-                   "--driver-memory", MEMORY, "--executor-memory", "768m",
-                   "--conf", "spark.driver.host=127.0.0.1", "--conf", "spark.driver.bindAddress=127.0.0.1",
-                   "--conf", "spark.sql.shuffle.partitions=4", "--conf", "spark.databricks.delta.snapshotPartitions=2",
-                   str(ROOT / "jobs" / f"{job}.py"), *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, text=True, capture_output=True, timeout=600,
-                              check=False)
+        if not package.exists():
+            with zipfile.ZipFile(package, "w") as archive:
+                for path in sorted((ROOT / "mail_core").rglob("*.py")):
+                    archive.write(path, path.relative_to(ROOT))
+        # As many partitions as the session of the tests makes.
+        settings = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1",
+                    "spark.sql.shuffle.partitions": "4", "spark.default.parallelism": "2",
+                    "spark.databricks.delta.snapshotPartitions": "2", "spark.executorEnv.GLOO_SOCKET_IFNAME": "lo"}
+        return [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url,
+                *(("--py-files", str(package)) if with_package else ()),
+                "--driver-memory", MEMORY, "--executor-memory", "768m",
+                *(part for key, value in settings.items() for part in ("--conf", f"{key}={value}")),
+                str(script), *arguments]
+
+    def start_job(self, log: Path, *command: str) -> subprocess.Popen:
+        """A `command`, its output to `log`; what still runs when the cluster stops is ended."""
+        environment = {**self.environment, "PYTHONPATH": str(ROOT)}  # the driver's own, which no worker sees
+        with log.open("w") as sink:
+            self.processes.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=environment, cwd=ROOT,
+                                                   start_new_session=True))
+        return self.processes[-1]
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes on the workers that torchrun has started."""
+        alive = [psutil.Process(process.pid) for process in self.processes if process.poll() is None]
+        return [child for process in alive for child in process.children(recursive=True) if _is_rank(child)]
 
     def start(self) -> None:
         """Master, then workers, each awaited."""
@@ -75,7 +96,7 @@ class Cluster:
             self._await(worker, r"(Successfully registered with master)")
 
     def stop(self) -> None:
-        """End the processes that `start` began, workers first; each leads the group of its executors."""
+        """End jobs, workers and master, in this order; each leads the group of what it has started."""
         for process in reversed(self.processes):
             process.terminate()
             try:
@@ -100,6 +121,13 @@ class Cluster:
             assert self.processes[-1].poll() is None, log.read_text()
             time.sleep(0.1)
         raise AssertionError(f"no {pattern!r} after {_START_SECONDS} s:\n{log.read_text()}")
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        return "TORCHELASTIC_RUN_ID" in process.environ()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
