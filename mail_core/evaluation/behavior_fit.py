@@ -47,6 +47,17 @@ class BehaviorFit:
         return 1.0 - self.error_squares / variance if variance > 1e-12 * self.real_squares else None
 
     @property
+    def reading(self) -> str:
+        """What `r2` says of a gain for new users, in a sentence."""
+        if self.r2 is None:
+            return "no R2: there is nothing to predict"
+        if self.r2 > 0:
+            return ("R2 above 0: virtual behaviour lies nearer to a new user's own than the average user's does; a gain "
+                    "needs that, but does not follow from it")
+        return ("R2 not above 0: virtual behaviour lies no nearer to a new user's own than the average user's does: "
+                "expect no gain by it")
+
+    @property
     def cosine(self) -> float | None:
         """Mean cosine of real and virtual; None without rows."""
         return self.cosines / self.rows if self.rows else None

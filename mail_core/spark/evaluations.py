@@ -117,7 +117,8 @@ def format_summary(summary: EvaluationSummary) -> str:
     parts = [format_table(blocks)]
     if evaluation.fit is not None:
         parts.append(f"virtual behaviour against masked users' own ({evaluation.fit.rows:,} rows): "
-                     f"R2 {number(evaluation.fit.r2)}, cosine {number(evaluation.fit.cosine)}")
+                     f"R2 {number(evaluation.fit.r2)}, cosine {number(evaluation.fit.cosine)}\n"
+                     f"{evaluation.fit.reading}")
     if evaluation.conversions:
         lines = [f"{cohort:12}  {number(found['ctcvr_auc'])}  {number(found['cvr_auc'])}"
                  for cohort, found in evaluation.conversions.items()]

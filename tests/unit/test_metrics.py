@@ -167,4 +167,7 @@ def test_behavior_fit_by_hand_and_in_parts():
     assert BehaviorFit.of(real, real).r2 == pytest.approx(1)
     assert BehaviorFit.of(real, real * 0 + real.mean(0)).r2 == pytest.approx(0)
     empty = BehaviorFit.of(real[:0], virtual[:0])
+    assert "R2 above 0" in BehaviorFit.of(real, real).reading
+    assert "expect no gain" in BehaviorFit.of(real, -real).reading
+    assert "nothing to predict" in empty.reading
     assert (empty.r2, empty.cosine) == (None, None) and BehaviorFit.of(real[[0, 0]], virtual[:2]).r2 is None
