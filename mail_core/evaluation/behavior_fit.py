@@ -52,9 +52,9 @@ class BehaviorFit:
         if self.r2 is None:
             return "no R2: there is nothing to predict"
         if self.r2 > 0:
-            return ("R2 above 0: virtual behaviour lies nearer to a new user's own than the average user's does; a gain "
+            return ("R2 above 0: virtual behaviour is nearer to a new user's own than the average user's does. A gain "
                     "needs that, but does not follow from it")
-        return ("R2 not above 0: virtual behaviour lies no nearer to a new user's own than the average user's does: "
+        return ("R2 not above 0: virtual behaviour is no nearer to a new user's own than the average user's does: "
                 "expect no gain by it")
 
     @property
