@@ -35,6 +35,11 @@ class InputShape:
     matched: tuple[int, ...] = ()
     """Which of the T target features a behaviour's item part is the sum of."""
 
+    @property
+    def without_user_id(self) -> list[int]:
+        """The A attributes but the user's ID."""
+        return [attribute for attribute in range(self.attributes) if attribute != self.user_id]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowerInputs:

@@ -45,7 +45,7 @@ class Llae(nn.Module):
     def __init__(self, config: LlaeConfig, shape: InputShape):
         super().__init__()
         self.config = config
-        self.kept = [i for i in range(shape.attributes) if i != shape.user_id]
+        self.kept = shape.without_user_id
         if not self.kept:
             raise InputError("llae: the schema has no user attribute beside the user's ID")
         self.register_buffer("w_KD", torch.zeros(len(self.kept) * shape.dim, shape.dim))

@@ -49,7 +49,7 @@ class MetaEmb(nn.Module):
         if shape.user_id is None or shape.attributes < 2:
             raise InputError("meta_emb: the schema needs the user's ID and another attribute among its user features")
         self.config, self.user_id = config, shape.user_id
-        self.others = [i for i in range(shape.attributes) if i != shape.user_id]
+        self.others = shape.without_user_id
         self.generator = Dense(len(self.others) * shape.dim, shape.dim, bias=False)
         self.register_buffer("fitted", torch.tensor(False))
 

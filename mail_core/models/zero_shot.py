@@ -195,7 +195,7 @@ class ZeroShotTower(nn.Module):
         self.config, self.shape = config, shape
         parts, behavior = config.parts, (1 if config.parts.token else shape.length) * shape.dim
         assert parts.attributes, "the variant without an autoencoder is a LinearMap"
-        self.read = [i for i in range(shape.attributes) if parts.identity or i != shape.user_id]
+        self.read = list(range(shape.attributes)) if parts.identity else shape.without_user_id
         if not self.read:
             raise InputError(f"zero_shot.variant: {config.variant!r} (it needs a user attribute beside the user's ID)")
         self.attribute_attention = AttentionPooling(shape.dim, config.attention)
@@ -217,17 +217,17 @@ class ZeroShotTower(nn.Module):
         Args:
             a_MAD: rows whose virtual behaviour is wanted with a graph (`joint`); None: no rows.
         """
-        a_NAD, v_NLD = a_NAD.detach(), v_NLD.detach()
+        a_NAD, v_NLD = self._read(a_NAD).detach(), v_NLD.detach()
         virtual_MKD = v_NLD.new_empty(0, 1, self.shape.dim) if a_MAD is None else self._virtual(a_MAD)
         target_NZ = (mean_behavior(v_NLD, mask_NL) if self.config.parts.token
                      else (v_NLD * mask_NL.unsqueeze(2)).flatten(1))
         with self._precision(a_NAD):
-            p_NH = self.attribute_encoder(self.hidden_attributes(a_NAD), self.training)
+            p_NH = self.attribute_encoder(self.attribute_attention(a_NAD), self.training)
             q_NH = self._encoded_behavior(v_NLD, mask_NL)
             hidden = p_NH if q_NH is None else torch.cat([p_NH, q_NH])  # the decoders are shared: both pass at once
             decoded = self.attribute_decoder(hidden, self.training), self.behavior_decoder(hidden, self.training)
         errors = [_errors(x.to(a_NAD.dtype), target, len(a_NAD))
-                  for x, target in zip(decoded, (self._read(a_NAD).flatten(1), target_NZ))]
+                  for x, target in zip(decoded, (a_NAD.flatten(1), target_NZ))]
         alignment = 0.0 * p_NH.sum()
         if q_NH is not None and self.config.parts.align:
             config, kind = self.config, a_NAD.dtype
