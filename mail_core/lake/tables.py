@@ -113,9 +113,13 @@ class Lake:
         self.definitions = table_definitions(schema)
         self._opened = time.time()
 
+    def folder(self, table: str) -> str:
+        """URI of a table, which need not be there; KeyError for a table that the lake does not define."""
+        return files.join(self.uri, self.definitions[table].name)
+
     def path(self, table: str) -> str:
-        """Where a table lies, as Spark takes it; KeyError for a table that the lake does not define."""
-        return files.spark_uri(files.join(self.uri, self.definitions[table].name))
+        """`folder` as Spark takes it."""
+        return files.spark_uri(self.folder(table))
 
     def exists(self, table: str) -> bool:
         """Whether the table has been written."""
@@ -148,7 +152,7 @@ class Lake:
         Raises:
             InputError: as `read`; a day had no rows then, or its files have been removed since.
         """
-        frame, path = self.read(table, version), files.join(self.uri, self.definitions[table].name)
+        frame, path = self.read(table, version), self.folder(table)
         named = [(day, name) for day, name in _day_files(frame) if day in days]
         missing = sorted(set(days) - {day for day, _ in named})
         if missing:
@@ -183,11 +187,11 @@ class Lake:
 
     def seconds(self, table: str, day: date) -> float | None:
         """As of `replacing_seconds`, the table not needing to be there."""
-        return replacing_seconds(files.join(self.uri, self.definitions[table].name), day)
+        return replacing_seconds(self.folder(table), day)
 
     def versions(self, *tables: str) -> dict[str, int]:
         """Table -> its version now (ABSENT without one), for `replace_days(since=...)`; no Spark job."""
-        return {table: latest_version(files.join(self.uri, self.definitions[table].name)) for table in tables}
+        return {table: latest_version(self.folder(table)) for table in tables}
 
     def replace_days(self, table: str, df: DataFrame, days: Sequence[date], where: str | None = None,
                      since: int | None = None) -> int:
@@ -205,15 +209,14 @@ class Lake:
         if not days:
             raise InputError(f"{self.path(table)}: no days given to replace")
         self._check_types(table, df.schema, "the rows to be written")
-        path, mine = self.path(table), Replacement(days=tuple(sorted(set(days))), where=where,
-                                                   began=self._opened)
-        predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in sorted(set(days)))})"
+        path, mine = self.path(table), Replacement(days=tuple(sorted(set(days))), where=where, began=self._opened)
+        predicate = f"{DAY} IN ({', '.join(f'DATE{day.isoformat()!r}' for day in mine.days)})"
         if where is not None:
             predicate = f"{predicate} AND ({where})"
         definition = self.definitions[table]
         writer = (df.select(*definition.columns.names).write.format("delta").mode("overwrite")
                   .option("optimizeWrite", str(definition.optimize_write).lower()))
-        with one_writer(files.join(self.uri, self.definitions[table].name)):
+        with one_writer(self.folder(table)):
             if since is not None:
                 self._check_unreplaced(table, mine, since)
             with _refusals(f"{path} as it stands"):
@@ -223,7 +226,7 @@ class Lake:
             return self.spark.read.format("delta").load(path).where(predicate).count()
 
     def _check_unreplaced(self, table: str, mine: Replacement, since: int) -> None:
-        for version, other in replacements_after(files.join(self.uri, self.definitions[table].name), since).items():
+        for version, other in replacements_after(self.folder(table), since).items():
             if other.overlaps(mine):
                 shared = sorted(set(mine.days) & set(other.days))
                 raise InputError(f"table {table}: conflict: another run replaced {', '.join(map(str, shared))} "

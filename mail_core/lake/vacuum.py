@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 
 from delta.tables import DeltaTable
 
-from mail_core.lake import files
 from mail_core.lake.concurrency import one_writer
 from mail_core.lake.tables import Lake
 
@@ -30,6 +29,6 @@ def vacuum(lake: Lake, table: str, hours: int, dry_run: bool) -> int:
     command = f"VACUUM delta.`{lake.path(table)}` RETAIN {hours} HOURS"
     going = lake.spark.sql(f"{command} DRY RUN").count()
     if going and not dry_run:
-        with one_writer(files.join(lake.uri, lake.definitions[table].name)):
+        with one_writer(lake.folder(table)):
             lake.spark.sql(command)
     return going
