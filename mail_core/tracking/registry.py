@@ -24,7 +24,7 @@ from mail_core.package.store import load_package
 from mail_core.schema.arrow import input_schema
 from mail_core.schema.definition import Schema
 from mail_core.tracking.descriptions import version_description
-from mail_core.tracking.runs import run_seconds
+from mail_core.tracking.runs import or_none, run_seconds
 
 PACKAGE_ARTIFACT = "package"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pyyaml", "safetensors", "torch")
@@ -120,13 +120,8 @@ def resolve_model(model_uri: str) -> ResolvedModel:
 
 def training_seconds(name: str, version: str) -> float | None:
     """How long the run took that registered a version; None where no run did, or either has gone."""
-    try:
-        found = MlflowClient().get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run_seconds(found.run_id) if found.run_id else None
+    found = or_none(lambda: MlflowClient().get_model_version(name, version))
+    return run_seconds(found.run_id) if found is not None and found.run_id else None
 
 
 def is_package(model_uri: str) -> bool:

@@ -8,7 +8,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
@@ -25,6 +25,7 @@ from mail_core.lake.files import local_path
 STORE_FOLDER, STORE_FILE, ARTIFACTS_FOLDER = "mlflow", "mlflow.db", "artifacts"
 _SQLITE = "sqlite:///"
 _REACHABLE_SECONDS = 10
+_Found = TypeVar("_Found")
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,16 @@ def found_run(experiment: str, tags: Mapping[str, str], finished: bool = True) -
     return FoundRun(run_id=runs[0].info.run_id, seconds=_seconds(runs[0]), finished=runs[0].info.status == "FINISHED")
 
 
+def or_none(fetch: Callable[[], _Found]) -> _Found | None:
+    """What `fetch` reads of the store; None where the store has no such thing."""
+    try:
+        return fetch()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 def run_seconds(run_id: str) -> float | None:
     """From a run's start to its end, 0 where it has not ended; None where there is no such run."""
     run = _run(run_id)
@@ -174,12 +185,7 @@ def _seconds(run: Run) -> float:
 
 
 def _run(run_id: str) -> Run | None:
-    try:
-        return MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    return or_none(lambda: MlflowClient().get_run(run_id))
 
 
 def _recorded(run: Run) -> frozenset[tuple[str, int]]:
