@@ -51,9 +51,7 @@ class Cluster:
         kept = {key: value for key, value in os.environ.items() if key not in ("PYSPARK_SUBMIT_ARGS", "PYTHONPATH")}
         return kept | {"SPARK_HOME": str(SPARK_HOME), "SPARK_LOCAL_IP": "127.0.0.1",
                        "SPARK_LOCAL_DIRS": str(self.folder / "local"), "PYSPARK_PYTHON": str(self.worker_python),
-                       "PYSPARK_DRIVER_PYTHON": sys.executable,
-                       # JVMs that live for seconds spend most of them compiling, and a job starts three.
-                       "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+                       "PYSPARK_DRIVER_PYTHON": sys.executable}
 
     def command(self, script: Path, *arguments: str, with_package: bool = True) -> list[str]:
         """`spark-submit SCRIPT`, with mail_core as a zip for the workers."""
